@@ -1,0 +1,60 @@
+# make up     installs what the mesh needs and runs it on loopback; Ctrl-C stops it
+# make test   installs what the tests need and runs all of them
+# make check  format, lint, types, layering, contracts, stubs, secrets
+# make bench  the figures of the bar (benchmarks/)
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+CODE    = gateway placement scheduler worker registry runtime cli build benchmarks tests
+UP      ?=
+
+.PHONY: up test check format protos lock bench clean
+
+up: $(VENV)/.runtime
+	$(BIN)/penstock up $(UP)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(wildcard $(addsuffix /.,$(CODE)))
+	$(BIN)/lint-imports
+	$(BIN)/python build/contracts.py lint
+	$(BIN)/python build/contracts.py breaking
+	$(BIN)/python build/protos.py --check
+	$(BIN)/python build/scan.py
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(VENV)/.dev
+	$(BIN)/python build/protos.py
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/serving.py
+
+# Pins and hashes only: no download address ever enters a lock file.
+lock:
+	uv pip compile pyproject.toml --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -q -o requirements/runtime.txt
+	uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -q -o requirements/dev.txt
+	uv pip compile requirements/build.in -c requirements/dev.txt --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -q -o requirements/build.txt
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "penstock needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: requirements/runtime.txt requirements/build.txt pyproject.toml | $(VENV)/bin/python
+	@echo "installing Penstock into $(VENV) (a minute or two, once)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/runtime.txt -r requirements/build.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

@@ -1,0 +1,1 @@
+"""The shared kernel: errors, clock, config, identity, etcd session, serving, telemetry."""

@@ -1,0 +1,31 @@
+"""Settings every process shares: from the command line, else `PENSTOCK_…` in the environment, else the default.
+
+Owns the common fields. Each service's `config.py` adds its own by subclassing. Nothing is read at import.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class ServiceSettings(BaseSettings):
+    """What every service needs to know to be part of a mesh."""
+
+    model_config = SettingsConfigDict(env_prefix="PENSTOCK_", frozen=True, extra="forbid")
+
+    identity_dir: Path = Field(description="folder with this node's keys and certificate")
+    region: str = Field(default="local", pattern=r"^[a-z0-9-]{1,32}$")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: Port = Field(default=0, description="inner port (mTLS); 0 picks a free one")
+    advertise: str = Field(default="", description="host:port others reach this process at; default: what it listens on")
+    etcd_endpoints: str = Field(default="127.0.0.1:2379", description="comma-separated host:port")
+    metrics_port: Port | None = Field(default=None, description="Prometheus endpoint; none: off; 0 picks a free one")
+    otlp_endpoint: str | None = Field(default=None, description="OTLP/gRPC endpoint for traces; none: off")
+    log_level: str = Field(default="info", pattern=r"^(debug|info|warning|error)$")
+    drain_grace_s: float = Field(default=10.0, ge=0)

@@ -1,0 +1,53 @@
+"""Names of things, typed so that one cannot stand in for another, and the etcd keys they live under."""
+
+from __future__ import annotations
+
+from typing import NewType
+
+NodeId = NewType("NodeId", str)
+"""Fingerprint of a node's Ed25519 public key: the first 20 hex digits of its sha256."""
+
+WorkerId = NewType("WorkerId", str)
+"""A worker's NodeId."""
+
+Region = NewType("Region", str)
+ModelName = NewType("ModelName", str)
+ModelVersion = NewType("ModelVersion", str)
+"""A positive decimal number; empty where the newest is meant."""
+
+Digest = NewType("Digest", str)
+"""sha256 in lower-case hex."""
+
+TenantId = NewType("TenantId", str)
+KeyId = NewType("KeyId", str)
+
+PRESENCE_PREFIX = "/penstock/presence/"
+MODELS_PREFIX = "/penstock/models/"
+
+
+def presence_key(region: Region, worker: WorkerId) -> str:
+    return f"{PRESENCE_PREFIX}{region}/{worker}"
+
+
+def model_key(model: ModelName, version: ModelVersion, region: Region, worker: WorkerId) -> str:
+    return f"{MODELS_PREFIX}{model}/{version}/{region}/{worker}"
+
+
+def control_prefix(region: Region) -> str:
+    return f"/penstock/control/{region}/"
+
+
+def placements_prefix(region: Region) -> str:
+    return f"{control_prefix(region)}placements/"
+
+
+def placement_key(region: Region, model: ModelName, version: ModelVersion) -> str:
+    return f"{placements_prefix(region)}{model}/{version}"
+
+
+def assignments_prefix(region: Region) -> str:
+    return f"{control_prefix(region)}assignments/"
+
+
+def assignment_key(region: Region, worker: WorkerId) -> str:
+    return f"{assignments_prefix(region)}{worker}"

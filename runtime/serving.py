@@ -1,0 +1,145 @@
+"""One way to serve: reflection, health, errors as statuses, mTLS for inner hops, an ordered drain.
+
+Owns the grpc.aio server's lifetime. Never knows what is served. `async with serving(...)`: entering binds and starts, leaving
+tells health, waits for what is in flight and stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from runtime.errors import Code, PenstockError
+from runtime.identity import NodeIdentity, Peer, Role, peer_of_names
+from runtime.status import StatusInterceptor
+
+Register = Callable[[grpc.aio.Server], None]
+"""Adds one servicer to a server, as the generated add_…Servicer_to_server does."""
+
+
+class PortTaken(PenstockError, code=Code.FAILED_PRECONDITION, reason="PORT_TAKEN"):
+    """Something else listens there."""
+
+
+class RoleRequired(PenstockError, code=Code.PERMISSION_DENIED, reason="ROLE_REQUIRED"):
+    """The peer's certificate does not carry a role that may call this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """One address to listen on; mTLS where an identity is given, plaintext where not. Port 0 picks a free one."""
+
+    host: str
+    port: int
+    identity: NodeIdentity | None = None
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """What one server takes at most."""
+
+    message_bytes: int = 64 * 1024 * 1024
+    concurrent_rpcs: int = 4096
+    metadata_bytes: int = 32 * 1024
+
+
+@dataclass(slots=True)
+class Running:
+    """A server that answers. `ports` are the bound ones, in the order of the listens."""
+
+    server: grpc.aio.Server
+    ports: tuple[int, ...]
+    health: health.aio.HealthServicer
+    services: tuple[str, ...] = field(default=())
+
+    async def set_serving(self, serving_now: bool) -> None:
+        """What grpc.health.v1 answers, for the whole server and each service."""
+        states = health_pb2.HealthCheckResponse
+        state = states.SERVING if serving_now else states.NOT_SERVING
+        for service in ("", *self.services):
+            await self.health.set(service, state)
+
+
+@asynccontextmanager
+async def serving(
+    listens: Sequence[Listen],
+    registers: Sequence[Register],
+    services: Sequence[str],
+    *,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    limits: ServerLimits | None = None,
+    drain_grace_s: float = 10.0,
+) -> AsyncIterator[Running]:
+    """Serve until left. `services` are full names, for reflection and health. Raises PortTaken."""
+    limits = limits or ServerLimits()
+    server = grpc.aio.server(
+        interceptors=[*interceptors, StatusInterceptor()],
+        options=_options(limits),
+        maximum_concurrent_rpcs=limits.concurrent_rpcs,
+    )
+    for register in registers:
+        register(server)
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    running = Running(server, tuple(_bind(server, listen) for listen in listens), health_servicer, tuple(services))
+    await server.start()
+    try:
+        await running.set_serving(True)
+        yield running
+    finally:
+        await asyncio.shield(_drain(running, drain_grace_s))
+
+
+def inner_peer(context: grpc.aio.ServicerContext[Any, Any], *roles: Role) -> Peer:
+    """The certified peer of this RPC. Raises RoleRequired unless it bears one of the roles (any, where none is named)."""
+    names = [name.decode() for name in context.auth_context().get("x509_subject_alternative_name", ())]
+    if not names:
+        raise RoleRequired("this call needs a client certificate of this mesh; connect to the inner port with mTLS")
+    peer = peer_of_names(names)
+    if roles and peer.role not in roles:
+        allowed = ", ".join(role.value for role in roles)
+        raise RoleRequired(f"a {peer.role.value} may not call this; it is for: {allowed}")
+    return peer
+
+
+async def _drain(running: Running, grace_s: float) -> None:
+    await running.health.enter_graceful_shutdown()
+    await running.server.stop(grace_s)
+
+
+def _bind(server: grpc.aio.Server, listen: Listen) -> int:
+    try:
+        if listen.identity is None:
+            return server.add_insecure_port(str(listen))
+        identity = listen.identity
+        credentials = grpc.ssl_server_credentials(
+            [(identity.tls_key_pem, identity.certificate_pem)], identity.authority_pem, require_client_auth=True
+        )
+        return server.add_secure_port(str(listen), credentials)
+    except RuntimeError as error:
+        raise PortTaken(f"cannot listen on {listen}: something else does, or it is not allowed; choose another port") from error
+
+
+def _options(limits: ServerLimits) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", limits.message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", limits.metadata_bytes),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ]

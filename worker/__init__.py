@@ -1,0 +1,1 @@
+"""The worker: engines, batching, model cache, presence, execution streams."""
