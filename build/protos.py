@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import betterproto2
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 from google.protobuf.compiler import plugin_pb2
@@ -43,6 +44,9 @@ IMAGE_EXTRAS = ("google/api/httpbody.proto", "google/rpc/error_details.proto", "
 
 CLIENT_DROPS = "google/api/annotations.proto"
 """HTTP paths mean nothing to a gRPC client, and importing them would pull descriptor.proto into it."""
+
+CLIENT_RESERVED = frozenset(name for name in dir(betterproto2.Message) if not name.startswith("_"))
+"""Fields so named would hide the client's own methods (a field `load` breaks `parse`): they get a `_` there, as keywords do."""
 
 
 class GenerationFailed(Exception):
@@ -192,7 +196,16 @@ def client_files(image: descriptor_pb2.FileDescriptorSet) -> list[descriptor_pb2
         file.dependency.extend(kept)
         for method in (method for service in file.service for method in service.method):
             method.options.ClearExtension(annotations_pb2.http)
+        for field in (field for message in every_message(file.message_type) for field in message.field):
+            if field.name in CLIENT_RESERVED:
+                field.name += "_"
     return reachable(image)
+
+
+def every_message(messages: Iterable[descriptor_pb2.DescriptorProto]) -> Iterator[descriptor_pb2.DescriptorProto]:
+    for message in messages:
+        yield message
+        yield from every_message(message.nested_type)
 
 
 def reachable(image: descriptor_pb2.FileDescriptorSet) -> list[descriptor_pb2.FileDescriptorProto]:

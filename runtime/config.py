@@ -29,3 +29,6 @@ class ServiceSettings(BaseSettings):
     otlp_endpoint: str | None = Field(default=None, description="OTLP/gRPC endpoint for traces; none: off")
     log_level: str = Field(default="info", pattern=r"^(debug|info|warning|error)$")
     drain_grace_s: float = Field(default=10.0, ge=0)
+    ready_file: Path | None = Field(
+        default=None, description="JSON of the bound ports is written here once this process answers"
+    )

@@ -1,11 +1,15 @@
-"""How a service process runs: uvloop, signals that end it in order, one clear line when it cannot start."""
+"""How a service process runs: uvloop, signals that end it in order, one clear line when it cannot
+start, a file that says where it answers."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import uvloop
 
@@ -14,13 +18,23 @@ from runtime.errors import PenstockError
 
 def run_service(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     """Run until the main coroutine returns; SIGTERM and SIGINT set its event. Returns the exit status."""
+    status = 0
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_with_signals(main))
     except* PenstockError as errors:
         sys.stderr.write("".join(f"penstock: {line}\n" for line in _messages(errors)))
-        return 1
-    return 0
+        status = 1
+    return status
+
+
+def announce(ready_file: Path | None, **ports: int | None) -> None:
+    """Tell whoever started this process that it answers, and on which ports: a JSON object, written whole or not at all."""
+    if ready_file is None:
+        return
+    draft = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
+    draft.write_text(json.dumps({name: port for name, port in ports.items() if port is not None}))
+    draft.replace(ready_file)
 
 
 async def _with_signals(main: Callable[[asyncio.Event], Awaitable[None]]) -> None:

@@ -81,4 +81,4 @@ def configure_tracing(service: str, otlp_endpoint: str | None) -> Sequence[grpc.
     provider = TracerProvider(resource=Resource.create({"service.name": f"penstock-{service}"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=otlp_endpoint, insecure=True)))
     trace.set_tracer_provider(provider)
-    return (aio_server_interceptor(),)
+    return (aio_server_interceptor(),)  # type: ignore[no-untyped-call]

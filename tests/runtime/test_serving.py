@@ -42,8 +42,12 @@ async def _echo_generator(request: bytes, _: grpc.aio.ServicerContext[Any, Any])
     raise ResourceExhausted("enough")
 
 
+def _unary(channel: grpc.aio.Channel) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
+    return channel.unary_unary(f"/{SERVICE}/Echo", bytes, bytes)
+
+
 def _register() -> Register:
-    handlers = {
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
         "Echo": grpc.unary_unary_rpc_method_handler(_echo),
         "Stream": grpc.unary_stream_rpc_method_handler(_echo_stream),
         "Generate": grpc.unary_stream_rpc_method_handler(_echo_generator),
@@ -61,7 +65,7 @@ async def test_our_error_arrives_as_its_class_with_sentence_and_delay() -> None:
     async with serving([Listen("127.0.0.1", 0)], [_register()], []) as running:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports[0]}") as channel:
             with pytest.raises(grpc.aio.AioRpcError) as failure:
-                await channel.unary_unary(f"/{SERVICE}/Echo")(b"full")
+                await _unary(channel)(b"full")
             error = error_of(failure.value)
             assert isinstance(error, ResourceExhausted)
             assert (error.message, error.retry_after_s) == ("the queue holds 8 of 8 requests; retry later", 1.5)
@@ -71,17 +75,18 @@ async def test_an_unmapped_error_is_opaque_and_the_server_lives_on() -> None:
     async with serving([Listen("127.0.0.1", 0)], [_register()], []) as running:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports[0]}") as channel:
             with pytest.raises(grpc.aio.AioRpcError) as failure:
-                await channel.unary_unary(f"/{SERVICE}/Echo")(b"bug")
+                await _unary(channel)(b"bug")
             assert isinstance(error_of(failure.value), Internal)
             assert "secret" not in str(failure.value.details())
-            assert await channel.unary_unary(f"/{SERVICE}/Echo")(b"hello") == b"hello"
+            assert await _unary(channel)(b"hello") == b"hello"
 
 
 @pytest.mark.parametrize("method", ["Stream", "Generate"])
 async def test_a_stream_gives_what_it_had_and_then_the_error(method: str) -> None:
     async with serving([Listen("127.0.0.1", 0)], [_register()], []) as running:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports[0]}") as channel:
-            call = channel.unary_stream(f"/{SERVICE}/{method}")(b"one")
+            start: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(f"/{SERVICE}/{method}", bytes, bytes)
+            call = start(b"one")
             assert await call.read() == b"one"
             with pytest.raises(grpc.aio.AioRpcError) as failure:
                 await call.read()
@@ -92,10 +97,10 @@ async def test_roles_are_read_from_the_certificate(nodes: dict[Role, NodeIdentit
     async with serving([Listen("127.0.0.1", 0, nodes[Role.WORKER])], [_register()], []) as running:
         address = f"127.0.0.1:{running.ports[0]}"
         async with inner_channel(address, nodes[Role.GATEWAY], Role.WORKER) as channel:
-            assert await channel.unary_unary(f"/{SERVICE}/Echo")(b"who") == nodes[Role.GATEWAY].node_id.encode()
+            assert await _unary(channel)(b"who") == nodes[Role.GATEWAY].node_id.encode()
         async with inner_channel(address, nodes[Role.OPERATOR], Role.WORKER) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as failure:
-                await channel.unary_unary(f"/{SERVICE}/Echo")(b"who")
+                await _unary(channel)(b"who")
             assert failure.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
@@ -105,10 +110,10 @@ async def test_a_server_of_another_role_or_id_is_not_spoken_to(nodes: dict[Role,
         for role, node_id in ((Role.REGISTRY, None), (Role.WORKER, nodes[Role.GATEWAY].node_id)):
             async with inner_channel(address, nodes[Role.GATEWAY], role, node_id=node_id) as channel:
                 with pytest.raises(grpc.aio.AioRpcError) as failure:
-                    await channel.unary_unary(f"/{SERVICE}/Echo")(b"hello", timeout=5)
+                    await _unary(channel)(b"hello", timeout=5)
                 assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
         async with inner_channel(address, nodes[Role.GATEWAY], Role.WORKER, node_id=nodes[Role.WORKER].node_id) as channel:
-            assert await channel.unary_unary(f"/{SERVICE}/Echo")(b"hello", timeout=5) == b"hello"
+            assert await _unary(channel)(b"hello", timeout=5) == b"hello"
 
 
 async def test_a_taken_port_is_one_clear_error() -> None:
@@ -136,7 +141,7 @@ async def test_leaving_waits_for_what_is_in_flight() -> None:
     async with grpc.aio.insecure_channel("127.0.0.1:1"):  # keeps grpc's own threads up across the drain
         async with serving([Listen("127.0.0.1", 0)], [_register()], []) as running:
             channel = grpc.aio.insecure_channel(f"127.0.0.1:{running.ports[0]}")
-            call = channel.unary_unary(f"/{SERVICE}/Echo")(b"slow")
+            call = _unary(channel)(b"slow")
             await call.wait_for_connection()
             await asyncio.sleep(0.1)
         assert await call == b"slow"
@@ -147,9 +152,9 @@ async def test_oversized_messages_are_refused() -> None:
     async with serving([Listen("127.0.0.1", 0)], [_register()], [], limits=ServerLimits(message_bytes=1000)) as running:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports[0]}") as channel:
             with pytest.raises(grpc.aio.AioRpcError) as failure:
-                await channel.unary_unary(f"/{SERVICE}/Echo")(b"x" * 2000)
+                await _unary(channel)(b"x" * 2000)
             assert failure.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert await channel.unary_unary(f"/{SERVICE}/Echo")(b"hello") == b"hello"
+            assert await _unary(channel)(b"hello") == b"hello"
 
 
 async def test_garbage_on_the_port_harms_nobody() -> None:
@@ -159,4 +164,4 @@ async def test_garbage_on_the_port_harms_nobody() -> None:
         await asyncio.wait_for(reader.read(), 5)
         writer.close()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports[0]}") as channel:
-            assert await channel.unary_unary(f"/{SERVICE}/Echo")(b"hello") == b"hello"
+            assert await _unary(channel)(b"hello") == b"hello"

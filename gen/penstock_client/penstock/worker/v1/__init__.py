@@ -213,7 +213,7 @@ class ExecuteResponse(betterproto2.Message):
         1, betterproto2.TYPE_MESSAGE, repeated=True
     )
 
-    load: "WorkerLoad | None" = betterproto2.field(
+    load_: "WorkerLoad | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
     """
@@ -659,7 +659,7 @@ default_message_pool.register_message(
 class StatusResponse(betterproto2.Message):
     worker_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
-    load: "WorkerLoad | None" = betterproto2.field(
+    load_: "WorkerLoad | None" = betterproto2.field(
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
 

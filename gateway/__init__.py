@@ -1,0 +1,1 @@
+"""The front: edge services, admission, routing to workers, and Envoy's control plane."""

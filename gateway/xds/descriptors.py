@@ -1,0 +1,44 @@
+"""Which services a descriptor set lets Envoy speak as JSON. Reads contracts, never a request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+from google.api import annotations_pb2
+from google.protobuf import descriptor_pb2
+
+from runtime.errors import Code, PenstockError
+
+_FILE = "penstock.binpb"
+
+
+class DescriptorSetMissing(PenstockError, code=Code.FAILED_PRECONDITION, reason="DESCRIPTOR_SET_MISSING"):
+    """The contracts were not generated, or not installed."""
+
+
+def load_descriptor_set() -> bytes:
+    """The mesh's own contracts: beside this module where installed, under gen/ in a checkout."""
+    installed = Path(str(resources.files(__package__))) / _FILE
+    checkout = installed.parents[2] / "gen" / _FILE
+    for file in (installed, checkout):
+        if file.is_file():
+            return file.read_bytes()
+    raise DescriptorSetMissing(f"neither {installed} nor {checkout} exists; run `python build/protos.py`, or install the wheel")
+
+
+def annotated_services(descriptor_set: bytes, packages: tuple[str, ...] = ("penstock.gateway.",)) -> tuple[str, ...]:
+    """Full names of the services with at least one HTTP path, within these packages.
+
+    The default leaves out inner services: their contracts carry paths too, and an edge must not offer them by accident.
+    """
+    files = descriptor_pb2.FileDescriptorSet.FromString(descriptor_set).file
+    found = (name for file in files for name in _annotated(file))
+    return tuple(sorted(name for name in found if name.startswith(packages)))
+
+
+def _annotated(file: descriptor_pb2.FileDescriptorProto) -> Iterator[str]:
+    for service in file.service:
+        if any(method.options.HasExtension(annotations_pb2.http) for method in service.method):
+            yield f"{file.package}.{service.name}"
