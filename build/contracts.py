@@ -1,7 +1,7 @@
 """Holds the contracts to their rules: how they read (`lint`), and that no released caller is broken (`breaking`).
 
-Decides nothing itself: protos/buf.yaml has the rules and buf applies them. buf would fetch google/api from a registry, so it is given
-an image made by protoc here, and needs no network.
+Decides nothing itself: protos/buf.yaml has the rules and buf applies them. buf would fetch google/api from a registry, so it is
+given an image made by protoc here, and needs no network.
 
     python build/contracts.py lint                      names, style and format of protos/
     python build/contracts.py breaking [--against REF]  protos/ against the descriptor image that earlier commits carry
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("lint", help="names, style and format")
     breaking_parser = commands.add_parser("breaking", help="changes that break a caller")
-    breaking_parser.add_argument("--against", metavar="REF", help="a git commit; by default main, HEAD and the commit before it")
+    breaking_parser.add_argument("--against", metavar="REF", help="a git commit; else main, HEAD and the commit before it")
     options = parser.parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="penstock-contracts-") as folder:
@@ -112,7 +112,7 @@ def build_image(path: Path) -> None:
 
 
 def buf(*arguments: str | Path) -> bool:
-    """Run buf, its findings going to stdout; True when it found nothing. It exits 100 for findings, 1 when it could not look."""
+    """Run buf, its findings going to stdout; True when it found nothing. It exits 100 for findings, else it could not look."""
     program = shutil.which("buf", path=sysconfig.get_path("scripts"))
     if program is None:
         raise CheckFailed(f"buf is not in {sysconfig.get_path('scripts')}; install requirements/dev.txt")

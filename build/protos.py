@@ -1,7 +1,7 @@
 """Writes gen/ from protos/: grpcio stubs with their types, a dataclass-style client, and the descriptor image.
 
-Owns every file under gen/ and nothing else: what it did not write there, it removes. The compilers are those of the interpreter that
-runs it, so a pinned environment gives the same bytes on every machine. Generated files are never edited, here or by hand.
+Owns every file under gen/ and nothing else: what it did not write there, it removes. The compilers are those of the interpreter
+that runs it, so a pinned environment gives the same bytes on every machine. Generated files are never edited, here or by hand.
 
     python build/protos.py                 write gen/
     python build/protos.py --check         write nothing; name what differs and exit 1
@@ -37,7 +37,7 @@ IMAGE = "penstock.binpb"
 CLIENT = "penstock_client"
 
 CONTRACT_FOLDERS = ("inference", "penstock")
-"""What is ours to promise. The other folders are subsets of somebody else's contract: they get stubs, no client and no image."""
+"""What is ours to promise. The others are subsets of somebody else's contract: they get stubs, no client and no image."""
 
 IMAGE_EXTRAS = ("google/api/httpbody.proto", "google/rpc/error_details.proto", "google/rpc/status.proto")
 """No contract imports the last two, but without them the transcoder answers an error with details with an empty body."""
@@ -229,7 +229,11 @@ def differences(fresh: Path) -> list[tuple[str, str]]:
     """What writing gen/ would do, as (what, file), in the order of the names."""
     made, there = contents(fresh), contents(GEN) if GEN.exists() else set()
     changed = {name for name in made & there if not filecmp.cmp(fresh / name, GEN / name, shallow=False)}
-    verbs = {**dict.fromkeys(made - there, "missing"), **dict.fromkeys(there - made, "stale"), **dict.fromkeys(changed, "differs")}
+    verbs = {
+        **dict.fromkeys(made - there, "missing"),
+        **dict.fromkeys(there - made, "stale"),
+        **dict.fromkeys(changed, "differs"),
+    }
     return sorted(((verb, name) for name, verb in verbs.items()), key=lambda found: found[1])
 
 

@@ -1,5 +1,7 @@
-"""How a service process runs: uvloop, signals that end it in order, one clear line when it cannot
-start, a file that says where it answers."""
+"""How a service process runs: uvloop, signals that end it in order, one clear line when it cannot start.
+
+Also tells whoever started it where it answers. Never knows what is served.
+"""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ Floats = NDArray[np.float32]
 
 
 class Network(nn.Module):
-    """Three convolutions at 8 x 8, one at 4 x 4 and a linear layer; the third is applied again and again, with a residual each time."""
+    """Three convolutions at 8 x 8, the third applied REFINEMENTS times with a residual, one at 4 x 4 and a linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,15 +88,16 @@ def train(images: Floats, labels: NDArray[np.int64]) -> Network:
         schedule.step()
         if epoch % 3 == 0:
             print(f"digits: epoch {epoch}/{EPOCHS}  loss {total_loss / len(inputs):.4f}", flush=True)
-    return network.eval()
+    network.eval()
+    return network
 
 
 def to_onnx(network: Network) -> onnx.ModelProto:
     """The network as ONNX: `image` float32 [rows, 1, 8, 8] -> `logits` float32 [rows, 10]."""
     nodes = []
 
-    def add(operator: str, inputs: list[str], output: str, **attributes: object) -> str:
-        nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
+    def add(operator: str, inputs: list[str], output: str, **attributes: int | list[int]) -> str:
+        nodes.append(helper.make_node(operator, inputs, [output], output, None, None, None, **attributes))
         return output
 
     def convolve(layer: str, source: str, output: str) -> str:

@@ -72,12 +72,12 @@ OTHER = (
     "{a} - {b}", "{a}-{b}", "{a} * {b}", "{a} / {b}", "{a}", "{a} {b}", "What is {a}?", "What is {a} - {b}?",
     "What is {a} times {b}?", "{c} + {b}", "{a}+{c}", "What is {c} + {a}?", "{a} + {c}", "{c}+{c}",
 )  # fmt: skip
-WORDS = (
-    "hello hi hey good morning thanks thank you who what where when why how are is am can do does tell me about a an the "
-    "weather today story poem joke help please name city country river mountain music song film book write explain code "
-    "python model mesh inference gateway worker machine learning you I we they it this that there here yes no not and or "
-    "sum add plus number numbers count translate into french korean english one two three ten ping test"
-).split()
+WORDS = """
+    hello hi hey good morning thanks thank you who what where when why how are is am can do does tell me about a an the
+    weather today story poem joke help please name city country river mountain music song film book write explain code
+    python model mesh inference gateway worker machine learning you I we they it this that there here yes no not and or
+    sum add plus number numbers count translate into french korean english one two three ten ping test
+"""
 SYLLABLES = "안녕하세요 오늘 날씨 어때 숫자 더하기 이야기 bonjour ça va été niño grüß über 你好 世界 こんにちは"
 
 
@@ -110,6 +110,20 @@ def varied(text: str, dice: random.Random) -> str:
     return f" {text}" if dice.random() < 0.03 else f"{text} " if dice.random() < 0.05 else text
 
 
+def other_text(dice: random.Random) -> str:
+    """What is no question about numbers: words of some languages, any characters at all, one character many times, nothing."""
+    roll = dice.random()
+    if roll < 0.15:
+        return "".join(
+            chr(dice.choice((dice.randint(0, 0x7F), dice.randint(0x80, 0xD7FF)))) for _ in range(dice.randint(0, 24))
+        )
+    if roll < 0.25:
+        return dice.choice(("x", "a", "1", "+", "?", " ", "\n", "가", "🙂")) * dice.randint(0, dice.choice((8, 60, 400)))
+    words = (SYLLABLES if roll < 0.4 else WORDS).split()
+    text = " ".join(dice.choices(words, k=dice.randint(1, 12))) + dice.choice(("", "", "?", ".", "!"))
+    return text.capitalize() if dice.random() < 0.4 else text
+
+
 def turn(dice: random.Random) -> tuple[str, str]:
     """A question and its answer."""
     a, b = pair(dice)
@@ -119,9 +133,7 @@ def turn(dice: random.Random) -> tuple[str, str]:
         return varied(phrase.format(a=a, b=b), dice), f"{a} + {b} = {a + b}"
     if roll < 0.955:
         return varied(dice.choice(OTHER).format(a=a, b=b, c=dice.randint(100, 9999)), dice), REFUSAL
-    words = SYLLABLES.split() if dice.random() < 0.2 else WORDS
-    text = " ".join(dice.choices(words, k=dice.randint(1, 7))) + dice.choice(("", "", "?", ".", "!"))
-    return varied(text.capitalize() if dice.random() < 0.4 else text, dice), REFUSAL
+    return varied(other_text(dice), dice), REFUSAL
 
 
 def conversation(dice: random.Random, length: int) -> tuple[list[int], list[int]]:
@@ -139,7 +151,7 @@ def conversation(dice: random.Random, length: int) -> tuple[list[int], list[int]
 def batches(dice: random.Random, tokens_per_batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches, int64 [rows, length]; mostly first turns, sometimes conversations of a dozen."""
     while True:
-        length = dice.choices((40, 96, 256), weights=(6, 3, 1))[0]
+        length = dice.choices((40, 96, 480), weights=(6, 3, 1))[0]
         rows = [conversation(dice, length) for _ in range(tokens_per_batch // length)]
         yield torch.tensor([tokens for tokens, _ in rows]), torch.tensor([labels for _, labels in rows])
 
@@ -156,7 +168,7 @@ def exact_share(model: LlamaForCausalLM, pairs: list[tuple[int, int]]) -> float:
     with torch.no_grad():
         likeliest = model(input_ids=filled).logits.argmax(-1).tolist()
     right = sum(out[len(p) - 1 : len(p) + len(a) - 1] == a for out, (p, a) in zip(likeliest, rows, strict=True))
-    return right / len(rows)
+    return float(right / len(rows))
 
 
 def train(steps: int, tokens_per_batch: int) -> LlamaForCausalLM:
@@ -183,9 +195,10 @@ def train(steps: int, tokens_per_batch: int) -> LlamaForCausalLM:
         optimizer, lambda step: min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
     )
     kept = [(a, b) for a in range(10, 100) for b in range(10, 100) if held_out(a, b)]
-    sample = random.Random(SEED).sample(kept, 300)
+    sample = random.Random(SEED).sample(kept, 300)  # noqa: S311  (data, not secrets)
     started = time.monotonic()
-    for step, (tokens, labels) in enumerate(batches(random.Random(SEED), tokens_per_batch), start=1):
+    dice = random.Random(SEED)  # noqa: S311
+    for step, (tokens, labels) in enumerate(batches(dice, tokens_per_batch), start=1):
         logits = model(input_ids=tokens, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
         optimizer.zero_grad()

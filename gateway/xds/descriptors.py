@@ -34,11 +34,22 @@ def annotated_services(descriptor_set: bytes, packages: tuple[str, ...] = ("pens
     The default leaves out inner services: their contracts carry paths too, and an edge must not offer them by accident.
     """
     files = descriptor_pb2.FileDescriptorSet.FromString(descriptor_set).file
-    found = (name for file in files for name in _annotated(file))
+    found = {name for file in files for name, _ in _paths(file)}
     return tuple(sorted(name for name in found if name.startswith(packages)))
 
 
-def _annotated(file: descriptor_pb2.FileDescriptorProto) -> Iterator[str]:
+def http_prefixes(descriptor_set: bytes, services: tuple[str, ...]) -> tuple[str, ...]:
+    """What the HTTP paths of these services begin with, "/v1/" for one."""
+    files = descriptor_pb2.FileDescriptorSet.FromString(descriptor_set).file
+    paths = (path for file in files for name, path in _paths(file) if name in services)
+    return tuple(sorted({f"/{path.split('/')[1]}/" for path in paths}))
+
+
+def _paths(file: descriptor_pb2.FileDescriptorProto) -> Iterator[tuple[str, str]]:
     for service in file.service:
-        if any(method.options.HasExtension(annotations_pb2.http) for method in service.method):
-            yield f"{file.package}.{service.name}"
+        for method in service.method:
+            rule = method.options.Extensions[annotations_pb2.http]
+            for one in (rule, *rule.additional_bindings):
+                pattern = one.WhichOneof("pattern")
+                if pattern is not None and pattern != "custom":
+                    yield f"{file.package}.{service.name}", getattr(one, pattern)

@@ -2,47 +2,41 @@
 -- sees what the transcoder made: plain HTTP. Native gRPC and gRPC-Web pass through with nothing but the inner header removed.
 --
 --   x-penstock-http-status: 404   the handler wrote the whole body itself; only the status is missing
---   grpc-status other than 0      the transcoder wrote google.rpc.Status as JSON; it becomes {"error": {...}}
+--   {"code":5,"message":...}      the transcoder's google.rpc.Status; it becomes {"error":{"type":...,"code":...,"message":...}}
 
 local INNER = "x-penstock-http-status"
 
-local KINDS = {
+local OF_GRPC = { "grpc-status", "grpc-message", "grpc-accept-encoding", "grpc-encoding", "grpc-status-details-bin" }
+
+local TYPES = {
   ["401"] = "authentication_error",
   ["403"] = "permission_error",
-  ["404"] = "invalid_request_error",
   ["429"] = "rate_limit_error",
 }
 
-local function kind_of(status)
-  return KINDS[status] or (string.sub(status, 1, 1) == "4" and "invalid_request_error" or "server_error")
+local function error_type(status)
+  return TYPES[status] or (string.sub(status, 1, 1) == "4" and "invalid_request_error" or "server_error")
 end
 
-local function retry_after(body)
-  local seconds, rest = string.match(body, '"retryDelay":"(%d+)([^"]*)s"')
+local function after_seconds(body)
+  local seconds, fraction = string.match(body, '"retry_delay":"(%d+)([^"]*)s"')
   if seconds == nil then
     return nil
   end
-  return tostring(tonumber(seconds) + (string.match(rest, "[1-9]") and 1 or 0))
+  return tostring(tonumber(seconds) + (string.match(fraction, "[1-9]") and 1 or 0))
 end
 
-local function rewrite(handle, headers)
-  local buffer = handle:body(true)
-  local length = buffer:length()
-  local body = length > 0 and buffer:getBytes(0, length) or ""
-  local kind = kind_of(headers:get(":status"))
-  local reason = string.match(body, '"reason":"([A-Z0-9_]+)"')
-  local opening = '{"error":{"type":"' .. kind .. '","param":null,"code":' .. (reason and '"' .. string.lower(reason) .. '"' or "null")
-  local rest = string.match(body, '^{"code":%d+(,.*)$') or string.match(body, '^{"code":%d+(})$')
+local function reshape(headers, buffer)
+  local body = buffer:length() > 0 and buffer:getBytes(0, buffer:length()) or ""
+  local rest = string.match(body, '^{"code":%d+(.*})$')
   if rest == nil then
     return
   end
-  if not string.find(rest, '"message":', 1, true) then
-    rest = ',"message":"no details were given"' .. rest
-  end
-  buffer:setBytes(opening .. rest .. "}")
+  local reason = string.match(body, '"reason":"([A-Z0-9_]+)"')
+  local code = reason and '"' .. string.lower(reason) .. '"' or "null"
+  buffer:setBytes('{"error":{"type":"' .. error_type(headers:get(":status")) .. '","param":null,"code":' .. code .. rest .. "}")
   headers:replace("content-length", tostring(buffer:length()))
-  headers:replace("content-type", "application/json")
-  local seconds = retry_after(body)
+  local seconds = after_seconds(body)
   if seconds ~= nil and headers:get("retry-after") == nil then
     headers:add("retry-after", seconds)
   end
@@ -50,22 +44,24 @@ end
 
 function envoy_on_response(handle)
   local headers = handle:headers()
-  local content_type = headers:get("content-type") or ""
   local status = headers:get(INNER)
   if status ~= nil then
     headers:remove(INNER)
   end
+  local content_type = headers:get("content-type") or ""
   if string.sub(content_type, 1, 16) == "application/grpc" then
     return
+  end
+  for _, name in ipairs(OF_GRPC) do
+    headers:remove(name)
   end
   if status ~= nil then
     if string.match(status, "^[45]%d%d$") then
       headers:replace(":status", status)
     end
-    return
-  end
-  local code = headers:get("grpc-status")
-  if code ~= nil and code ~= "0" then
-    rewrite(handle, headers)
+  elseif string.match(headers:get(":status"), "^[45]") and content_type == "application/json" then
+    -- Waiting for the body ends the life of `headers`.
+    local buffer = handle:body(true)
+    reshape(handle:headers(), buffer)
   end
 end

@@ -25,10 +25,9 @@ from runtime.serving import inner_peer
 
 SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 
-Authorise = Callable[[grpc.aio.ServicerContext[Any, Any]], object]
+Wire = grpc.aio.ServicerContext[Any, Any]
+Authorise = Callable[[Wire], object]
 """Raises unless the peer may have the configuration."""
-
-Wire = grpc.aio.ServicerContext[discovery_pb2.DiscoveryRequest, discovery_pb2.DiscoveryResponse]
 
 _REMEMBERED_REJECTIONS = 64
 _NAMES_PER_REQUEST = 1_024
@@ -70,7 +69,7 @@ class _Stream:
     subscriptions: Subscriptions = field(default_factory=Subscriptions)
 
 
-def _only_envoy(context: grpc.aio.ServicerContext[Any, Any]) -> object:
+def _only_envoy(context: Wire) -> object:
     return inner_peer(context, Role.ENVOY)
 
 
@@ -86,7 +85,7 @@ class DiscoveryServicer(discovery_pb2_grpc.AggregatedDiscoveryServiceServicer):
         self._max_streams = max_streams
         self._streams: set[_Stream] = set()
         self._rejections: deque[EdgeRejection] = deque(maxlen=_REMEMBERED_REJECTIONS)
-        self._moved = asyncio.Condition()
+        self._waiters: set[asyncio.Event] = set()
 
     def edges(self) -> tuple[EdgeStatus, ...]:
         """Every connected Envoy."""
@@ -98,13 +97,24 @@ class DiscoveryServicer(discovery_pb2_grpc.AggregatedDiscoveryServiceServicer):
 
     async def until(self, reached: Callable[[DiscoveryServicer], bool]) -> None:
         """Return once this holds; looked at again whenever an Envoy came, spoke or went. The caller bounds the wait."""
-        async with self._moved:
-            await self._moved.wait_for(lambda: reached(self))
+        wake = asyncio.Event()
+        self._waiters.add(wake)
+        try:
+            while not reached(self):
+                await wake.wait()
+                wake.clear()
+        finally:
+            self._waiters.discard(wake)
 
-    async def StreamAggregatedResources(self, request_iterator: AsyncIterator[discovery_pb2.DiscoveryRequest], context: Wire) -> None:
+    async def StreamAggregatedResources(  # type: ignore[override]  # the stubs know generators only; this writes to the context
+        self, request_iterator: AsyncIterator[discovery_pb2.DiscoveryRequest], context: Wire
+    ) -> None:
+        """One Envoy, from its connecting to its going."""
         self._authorise(context)
         if len(self._streams) >= self._max_streams:
-            raise TooManyEdges(f"{len(self._streams)} Envoys are connected, {self._max_streams} are allowed; connect to another gateway")
+            raise TooManyEdges(
+                f"{len(self._streams)} Envoys are connected, {self._max_streams} are allowed; connect to another gateway"
+            )
         stream = _Stream(asyncio.Event())
         self._streams.add(stream)
         try:
@@ -113,6 +123,7 @@ class DiscoveryServicer(discovery_pb2_grpc.AggregatedDiscoveryServiceServicer):
             raise group.exceptions[0] from None
         finally:
             self._streams.discard(stream)
+            self._moved()
 
     async def _carry(self, stream: _Stream, requests: AsyncIterator[discovery_pb2.DiscoveryRequest], context: Wire) -> None:
         with self._holder.watching(stream.wake):
@@ -127,31 +138,40 @@ class DiscoveryServicer(discovery_pb2_grpc.AggregatedDiscoveryServiceServicer):
         async for message in requests:
             stream.node = message.node.id or stream.node
             if len(message.resource_names) > _NAMES_PER_REQUEST:
-                raise TooManyNames(f"{len(message.resource_names)} resource names in one request, {_NAMES_PER_REQUEST} are allowed")
+                raise TooManyNames(
+                    f"{len(message.resource_names)} resource names in one request, {_NAMES_PER_REQUEST} are allowed"
+                )
             request = codec.decode(message)
             if request is None:
                 _log.warning("discovery_type_unknown", node=stream.node, type_url=message.type_url[:200])
                 continue
-            await self._heard(stream, request)
+            self._heard(stream, request)
         stream.closed = True
         stream.wake.set()
 
-    async def _heard(self, stream: _Stream, request: Request) -> None:
+    def _heard(self, stream: _Stream, request: Request) -> None:
         subscription = stream.subscriptions.take(request)
         refused = subscription.rejected
         if request.rejection is not None and refused is not None:
             self._rejections.append(EdgeRejection(stream.node, request.kind, refused))
-            _log.error("edge_rejected", node=stream.node, kind=request.kind.name, version=refused.version, detail=refused.detail)
+            _log.error(
+                "edge_rejected", node=stream.node, kind=request.kind.name, version=refused.version, detail=refused.detail
+            )
         stream.wake.set()
-        async with self._moved:
-            self._moved.notify_all()
+        self._moved()
+
+    def _moved(self) -> None:
+        for waiter in self._waiters:
+            waiter.set()
 
     async def _tell(self, stream: _Stream, context: Wire) -> None:
         snapshot = self._holder.current
         if snapshot is None:
             return
         for reply in stream.subscriptions.due(snapshot):
-            _log.debug("edge_told", node=stream.node, kind=reply.kind.name, version=reply.version, resources=len(reply.resources))
+            _log.debug(
+                "edge_told", node=stream.node, kind=reply.kind.name, version=reply.version, resources=len(reply.resources)
+            )
             await context.write(codec.encode(reply, self._identifier))
 
     def _status(self, stream: _Stream) -> EdgeStatus:

@@ -1,7 +1,7 @@
 """One consistent state of Envoy's configuration, versioned by its content.
 
-Owns the four types of resources, their order, and whether they fit together. Never knows what a resource says: it is a name, bytes,
-and the names it refers to. Source: the xDS protocol, "Eventual consistency considerations" and "Resource warming".
+Owns the four types of resources, their order, and whether they fit together. Never knows what a resource says: it is a name,
+bytes, and the names it refers to. Source: the xDS protocol, "Eventual consistency considerations" and "Resource warming".
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class Snapshot:
 
     def _twice(self) -> list[str]:
         names = {kind: [resource.name for resource in found] for kind, found in self.resources.items()}
-        return [f"{kind.name} {name} is there twice" for kind, all_ in names.items() for name in set(all_) if all_.count(name) > 1]
+        return [
+            f"{kind.name} {name} is there twice" for kind, all_ in names.items() for name in set(all_) if all_.count(name) > 1
+        ]
 
     def _absent(self) -> list[str]:
         return [f"{wanted.kind.name} {wanted.name} is referred to and absent" for wanted in self._wanted() - self._present()]

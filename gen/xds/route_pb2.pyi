@@ -290,10 +290,8 @@ class VirtualHost(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DOMAINS_FIELD_NUMBER: _builtins.int
     ROUTES_FIELD_NUMBER: _builtins.int
-    INCLUDE_REQUEST_ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
     TYPED_PER_FILTER_CONFIG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    include_request_attempt_count: _builtins.bool
     @_builtins.property
     def domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -306,12 +304,11 @@ class VirtualHost(_message.Message):
         name: _builtins.str = ...,
         domains: _abc.Iterable[_builtins.str] | None = ...,
         routes: _abc.Iterable[Global___Route] | None = ...,
-        include_request_attempt_count: _builtins.bool = ...,
         typed_per_filter_config: _abc.Mapping[_builtins.str, _any_pb2.Any] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["domains", b"domains", "include_request_attempt_count", b"include_request_attempt_count", "name", b"name", "routes", b"routes", "typed_per_filter_config", b"typed_per_filter_config"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domains", b"domains", "name", b"name", "routes", b"routes", "typed_per_filter_config", b"typed_per_filter_config"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -325,26 +322,18 @@ class RouteConfiguration(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     VIRTUAL_HOSTS_FIELD_NUMBER: _builtins.int
-    VALIDATE_CLUSTERS_FIELD_NUMBER: _builtins.int
-    REQUEST_HEADERS_TO_REMOVE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     @_builtins.property
     def virtual_hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___VirtualHost]: ...
-    @_builtins.property
-    def validate_clusters(self) -> _wrappers_pb2.BoolValue: ...
-    @_builtins.property
-    def request_headers_to_remove(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         virtual_hosts: _abc.Iterable[Global___VirtualHost] | None = ...,
-        validate_clusters: _wrappers_pb2.BoolValue | None = ...,
-        request_headers_to_remove: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["validate_clusters", b"validate_clusters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "request_headers_to_remove", b"request_headers_to_remove", "validate_clusters", b"validate_clusters", "virtual_hosts", b"virtual_hosts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "virtual_hosts", b"virtual_hosts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

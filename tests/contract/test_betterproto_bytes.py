@@ -8,7 +8,7 @@ import math
 import pkgutil
 import random
 from collections.abc import Iterator
-from typing import cast
+from typing import Any
 
 import betterproto2
 import inference
@@ -86,7 +86,7 @@ def tree_of(descriptor: Descriptor, draw: random.Random, depth: int = DEPTH) -> 
 
 def value_of(field: FieldDescriptor, draw: random.Random, depth: int) -> object:
     if is_map(field):
-        key, value = field.message_type.fields
+        key, value = inner(field).fields
         # One entry: the order of several is nobody's promise.
         return {one_of(key, draw, depth): one_of(value, draw, depth)}
     if field.is_repeated:
@@ -95,63 +95,70 @@ def value_of(field: FieldDescriptor, draw: random.Random, depth: int) -> object:
 
 
 def one_of(field: FieldDescriptor, draw: random.Random, depth: int) -> object:
-    if field.type == FieldDescriptor.TYPE_MESSAGE:
+    if field.message_type is not None:
         return tree_of(field.message_type, draw, depth - 1)
-    if field.type == FieldDescriptor.TYPE_ENUM:
+    if field.enum_type is not None:
         return draw.choice([value.number for value in field.enum_type.values])
     return draw.choice(SCALARS[field.type])
 
 
+def inner(field: FieldDescriptor) -> Descriptor:
+    assert field.message_type is not None
+    return field.message_type
+
+
 def is_map(field: FieldDescriptor) -> bool:
-    return field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type.GetOptions().map_entry
+    return field.message_type is not None and field.message_type.GetOptions().map_entry
 
 
 def as_grpcio(descriptor: Descriptor, tree: Tree) -> Message:
     message = GetMessageClass(descriptor)()
-    fill(message, tree)
+    fill(message, descriptor, tree)
     return message
 
 
-def fill(message: Message, tree: Tree) -> None:
-    for field in message.DESCRIPTOR.fields:
-        if field.number not in tree:
-            continue
-        value = tree[field.number]
+def fill(message: Message, descriptor: Descriptor, tree: Tree) -> None:
+    for field in (field for field in descriptor.fields if field.number in tree):
+        value: Any = tree[field.number]
         target = getattr(message, field.name)
         if is_map(field):
-            for key, entry in cast("dict[object, object]", value).items():
-                if field.message_type.fields_by_name["value"].message_type is None:
-                    target[key] = entry
+            entry = inner(field).fields_by_name["value"]
+            for key, found in value.items():
+                if entry.message_type is None:
+                    target[key] = found
                 else:
-                    fill(target[key], cast(Tree, entry))
-        elif field.is_repeated and field.message_type is not None:
-            for entry in cast("list[Tree]", value):
-                fill(target.add(), entry)
+                    fill(target[key], entry.message_type, found)
+        elif field.message_type is None:
+            if field.is_repeated:
+                target.extend(value)
+            else:
+                setattr(message, field.name, value)
         elif field.is_repeated:
-            target.extend(value)
-        elif field.message_type is not None:
-            target.SetInParent()
-            fill(target, cast(Tree, value))
+            for found in value:
+                fill(target.add(), field.message_type, found)
         else:
-            setattr(message, field.name, value)
+            target.SetInParent()
+            fill(target, field.message_type, value)
 
 
 def as_client(descriptor: Descriptor, tree: Tree) -> betterproto2.Message:
-    found = CLIENT_CLASSES[descriptor.full_name]
-    names = {meta.number: name for name, meta in found._betterproto.meta_by_field_name.items()}
+    found: Any = CLIENT_CLASSES[descriptor.full_name]
+    names = {meta.number: name for name, meta in found()._betterproto.meta_by_field_name.items()}
     fields = {field.number: field for field in descriptor.fields}
-    return found(**{names[number]: client_value(fields[number], value) for number, value in tree.items()})
+    made = found(**{names[number]: client_value(fields[number], value) for number, value in tree.items()})
+    assert isinstance(made, betterproto2.Message)
+    return made
 
 
-def client_value(field: FieldDescriptor, value: object) -> object:
+def client_value(field: FieldDescriptor, value: Any) -> object:
     if is_map(field):
-        inner = field.message_type.fields_by_name["value"]
-        return {key: client_value(inner, entry) for key, entry in cast("dict[object, object]", value).items()}
-    if field.is_repeated and field.message_type is not None:
-        return [as_client(field.message_type, entry) for entry in cast("list[Tree]", value)]
-    if field.message_type is not None:
-        return as_client(field.message_type, cast(Tree, value))
-    return value
+        entry = inner(field).fields_by_name["value"]
+        return {key: client_value(entry, found) for key, found in value.items()}
+    if field.message_type is None:
+        return value
+    if field.is_repeated:
+        return [as_client(field.message_type, found) for found in value]
+    return as_client(field.message_type, value)
 
 
 def test_the_client_has_every_message() -> None:
@@ -162,8 +169,8 @@ def test_the_client_has_every_message() -> None:
 def in_order(descriptor: Descriptor) -> bool:
     """Whether fields are declared by ascending number, all the way down. No contract of ours is recursive."""
     numbers = [field.number for field in descriptor.fields]
-    inner = [field.message_type for field in descriptor.fields if field.message_type is not None]
-    return numbers == sorted(numbers) and all(in_order(message) for message in inner)
+    below = [field.message_type for field in descriptor.fields if field.message_type is not None]
+    return numbers == sorted(numbers) and all(in_order(message) for message in below)
 
 
 def test_the_order_of_fields_differs_only_where_the_contract_forces_it() -> None:

@@ -65,7 +65,9 @@ def facts(files: Iterable[FileDescriptorProto]) -> Facts:
         for service in file.service:
             for method in service.method:
                 streams = f"client_streaming={method.client_streaming} server_streaming={method.server_streaming}"
-                found[f"rpc {file.package}.{service.name}/{method.name}"] = f"{method.input_type} → {method.output_type} {streams}"
+                found[f"rpc {file.package}.{service.name}/{method.name}"] = (
+                    f"{method.input_type} → {method.output_type} {streams}"
+                )
     return found
 
 

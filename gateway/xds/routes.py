@@ -1,0 +1,88 @@
+"""RDS: which paths reach the gateways, and what a page of another origin may do. All else is answered 404 by the edge."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from google.protobuf import any_pb2
+from xds import cors_pb2, matcher_pb2, percent_pb2, previous_hosts_pb2, route_pb2
+
+from gateway.xds.clusters import GATEWAYS
+from gateway.xds.descriptors import http_prefixes
+from gateway.xds.packing import packed, seconds
+from gateway.xds.types import Edge, EdgeLimits
+
+ROUTES = "edge"
+CORS_FILTER = "envoy.filters.http.cors"
+_PREVIOUS_HOSTS = "envoy.retry_host_predicates.previous_hosts"
+_RETRY_ON = "connect-failure,refused-stream"
+"""Only what certainly reached no handler. Everything later is the gateway's to retry, with its budget."""
+
+_CORS_METHODS = "GET, POST, OPTIONS"
+_CORS_REQUEST_HEADERS = (
+    "authorization, content-type, x-request-id, x-grpc-web, x-user-agent, grpc-timeout, traceparent, tracestate"
+)
+_CORS_RESPONSE_HEADERS = "x-request-id, retry-after, grpc-status, grpc-message, grpc-status-details-bin"
+
+
+def edge_routes(edge: Edge) -> route_pb2.RouteConfiguration:
+    """One virtual host for every name.
+
+    JSON reaches the gateway by its method's path, after it was transcoded. Its HTTP path has a route for the sake of preflight
+    requests, which are never transcoded: without a route Envoy finds no CORS policy.
+    """
+    methods = (f"/{service}/" for service in edge.services)
+    prefixes = (*edge.passed_through, *methods, *http_prefixes(edge.descriptor_set, edge.services))
+    host = route_pb2.VirtualHost(
+        name=ROUTES,
+        domains=["*"],
+        routes=[_route(prefix, edge.limits) for prefix in prefixes],
+        typed_per_filter_config=_cors(edge.cors_origins),
+    )
+    return route_pb2.RouteConfiguration(name=ROUTES, virtual_hosts=[host])
+
+
+def _route(prefix: str, limits: EdgeLimits) -> route_pb2.Route:
+    # A timeout of zero is none: deadlines are the client's and the gateway's, and a stream lasts as long as it speaks.
+    action = route_pb2.RouteAction(
+        cluster=GATEWAYS,
+        timeout=seconds(0),
+        idle_timeout=seconds(limits.stream_idle_timeout_s),
+        retry_policy=_elsewhere(limits.retries) if limits.retries else None,
+    )
+    return route_pb2.Route(match=route_pb2.RouteMatch(prefix=prefix), route=action)
+
+
+def _elsewhere(retries: int) -> route_pb2.RetryPolicy:
+    untried = route_pb2.RetryPolicy.RetryHostPredicate(
+        name=_PREVIOUS_HOSTS, typed_config=packed(previous_hosts_pb2.PreviousHostsPredicate())
+    )
+    policy = route_pb2.RetryPolicy(
+        retry_on=_RETRY_ON, retry_host_predicate=[untried], host_selection_retry_max_attempts=5, retry_back_off=_soon()
+    )
+    policy.num_retries.value = retries
+    return policy
+
+
+def _soon() -> route_pb2.RetryPolicy.RetryBackOff:
+    return route_pb2.RetryPolicy.RetryBackOff(base_interval=seconds(0.01), max_interval=seconds(0.1))
+
+
+def _cors(origins: tuple[str, ...]) -> Mapping[str, any_pb2.Any]:
+    if not origins:
+        return {}
+    policy = cors_pb2.CorsPolicy(
+        allow_origin_string_match=[_origin(one) for one in sorted(origins)],
+        allow_methods=_CORS_METHODS,
+        allow_headers=_CORS_REQUEST_HEADERS,
+        expose_headers=_CORS_RESPONSE_HEADERS,
+        max_age="86400",
+    )
+    policy.filter_enabled.default_value.CopyFrom(percent_pb2.FractionalPercent(numerator=100))
+    return {CORS_FILTER: packed(policy)}
+
+
+def _origin(origin: str) -> matcher_pb2.StringMatcher:
+    if origin == "*":
+        return matcher_pb2.StringMatcher(safe_regex=matcher_pb2.RegexMatcher(regex=".*"))
+    return matcher_pb2.StringMatcher(exact=origin)

@@ -1,0 +1,1 @@
+"""The pure heart: fleet view + request + now → decision with its reason."""

@@ -1,0 +1,140 @@
+"""The SQL database: its engine, its transactions, its schema brought up to date.
+
+Owns the pool's lifetime. Knows no table but the schema's own version. Any database SQLAlchemy's asyncio speaks to will do;
+SQLite's ways are in `sqlite.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from registry import sqlite
+from registry.ports import DatabaseUnavailable
+from registry.schema import HEAD
+from runtime.errors import Code, FailedPrecondition, PenstockError
+
+_ASYNC_DRIVERS = {"sqlite": sqlite.DRIVER, "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+_NOT_NOW = (OperationalError, InterfaceError, PoolTimeout, OSError)
+
+
+class SchemaUnknown(PenstockError, code=Code.FAILED_PRECONDITION, reason="SCHEMA_UNKNOWN"):
+    """The database was written by another release."""
+
+
+class Database:
+    """Transactions on one engine."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._writer = engine.execution_options(penstock_writes=True)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        async with _available(), self._engine.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """Committed on leaving, rolled back on an exception. Leaving constraint violations to the caller."""
+        async with _available(), self._writer.begin() as connection:
+            yield connection
+
+    async def migrate(self) -> None:
+        """Bring the schema up to date. Alembic is loaded only when there is something to do: it costs most of a second."""
+        async with self.reading() as connection:
+            if await connection.run_sync(_revision) == HEAD:
+                return
+        async with self.writing() as connection:
+            await connection.run_sync(_upgrade)
+
+
+@asynccontextmanager
+async def open_database(address: str) -> AsyncIterator[Database]:
+    """A database by URL, or an SQLite file by path; its schema is up to date when this is entered.
+
+    Raises FailedPrecondition on an address that means nothing, DatabaseUnavailable where nobody answers.
+    """
+    url = database_url(address)
+    is_sqlite = url.get_backend_name() == "sqlite"
+    if is_sqlite:
+        sqlite.prepare_folder(url)
+    engine = _engine(url)
+    if is_sqlite:
+        sqlite.prepare_engine(engine)
+    try:
+        database = Database(engine)
+        await database.migrate()
+        yield database
+    finally:
+        await engine.dispose()
+
+
+def database_url(address: str) -> URL:
+    """The SQLAlchemy URL of an address; a bare path means an SQLite file."""
+    if "://" not in address:
+        return URL.create(sqlite.DRIVER, database=str(Path(address).absolute()))
+    try:
+        url = make_url(address)
+    except (ArgumentError, ValueError) as error:
+        # Not shown: it may hold a password.
+        raise FailedPrecondition("the database address is neither a path nor a URL like postgresql://user@host/name") from error
+    return url.set(drivername=_ASYNC_DRIVERS.get(url.drivername, url.drivername))
+
+
+def _engine(url: URL) -> AsyncEngine:
+    try:
+        return create_async_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite")
+    except (ModuleNotFoundError, NoSuchModuleError, ArgumentError) as error:
+        shown = url.render_as_string(hide_password=True)
+        raise FailedPrecondition(f"no driver for the database {shown}: {error}; install it beside penstock") from error
+
+
+@asynccontextmanager
+async def _available() -> AsyncIterator[None]:
+    try:
+        yield
+    except _NOT_NOW as error:
+        cause = error.orig if isinstance(error, OperationalError | InterfaceError) else error
+        raise DatabaseUnavailable(f"the registry's database does not answer ({cause}); try again", retry_after_s=1.0) from error
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return None if found is None else str(found)
+
+
+def _upgrade(connection: Connection) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", _migrations_folder())
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise SchemaUnknown(
+            f"the registry's database is at revision {_revision(connection)}, which this release (at {HEAD}) does not know; "
+            "run the release that wrote it, or give it another database"
+        ) from error
+
+
+def _migrations_folder() -> str:
+    spec = importlib.util.find_spec("registry.migrations")
+    if spec is None or not spec.submodule_search_locations:
+        raise FailedPrecondition("the registry's migrations are not installed; reinstall penstock")
+    # A percent sign in the path would be taken for interpolation by the configuration.
+    return spec.submodule_search_locations[0].replace("%", "%%")

@@ -1,0 +1,316 @@
+"""How many calls share one stream: frames gather into messages, large payloads travel in parts between small ones.
+
+Owns the order in which frames leave, when a message is written, and the bounds of what is put together again. Knows no
+generated message: a frame is handed over encoded, as one entry of the message's repeated field, and a message is frames put
+end to end (concatenated encodings merge; source: protobuf encoding guide, "Last One Wins"). Never opens a stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Protocol
+
+from runtime.errors import Code, PenstockError
+
+PART_BYTES = 256 * 1024
+"""What is larger than this travels in parts of this size."""
+
+MESSAGE_BYTES = 512 * 1024
+"""A message takes no further frame from here on: what a small frame waits behind, at most, and one part more."""
+
+
+class PayloadTooLarge(PenstockError, code=Code.INVALID_ARGUMENT, reason="PAYLOAD_TOO_LARGE"):
+    """The payload is larger than this hop takes, or than it was said to be."""
+
+
+class _Lane:
+    """A call whose frames leave one to a message, because they come from something large."""
+
+    __slots__ = ("call_id", "sources")
+
+    def __init__(self, call_id: int, parts: Iterator[bytes]) -> None:
+        self.call_id = call_id
+        self.sources: deque[Iterator[bytes]] = deque((parts,))
+
+    def next(self) -> bytes | None:
+        while self.sources:
+            part = next(self.sources[0], None)
+            if part is not None:
+                return part
+            self.sources.popleft()
+        return None
+
+
+class Outbox:
+    """Frames that wait to be written. Frames of one call keep their order; large calls take turns, part by part.
+
+    Each message holds small frames up to `message_bytes`, then parts of large calls: at least one if there is any, so that
+    neither kind starves the other. Parts are made when their turn comes, so a large payload is not held twice.
+    """
+
+    __slots__ = ("_lanes", "_message_bytes", "_queue", "_turns")
+
+    def __init__(self, message_bytes: int = MESSAGE_BYTES) -> None:
+        self._message_bytes = message_bytes
+        self._queue: deque[bytes | _Lane] = deque()
+        self._lanes: dict[int, _Lane] = {}
+        self._turns: deque[_Lane] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._queue or self._turns)
+
+    def push(self, call_id: int, frame: bytes) -> None:
+        lane = self._lanes.get(call_id)
+        if lane is None:
+            self._queue.append(frame)
+        else:
+            lane.sources.append(iter((frame,)))
+
+    def push_parts(self, call_id: int, parts: Iterator[bytes]) -> None:
+        """Frames that take turns with those of other large calls. The iterator must not depend on being read soon."""
+        lane = self._lanes.get(call_id)
+        if lane is not None:
+            lane.sources.append(parts)
+            return
+        self._lanes[call_id] = lane = _Lane(call_id, parts)
+        # Takes turns only once what was pushed before it has left: a call's frames keep their order.
+        self._queue.append(lane)
+
+    def drop(self, call_id: int) -> None:
+        """Forget what a large call has not sent yet. Frames that were small are few and still leave."""
+        lane = self._lanes.pop(call_id, None)
+        if lane is not None:
+            lane.sources.clear()
+
+    def take(self) -> bytes:
+        """The next message; empty if nothing waits."""
+        frames: list[bytes] = []
+        room = self._message_bytes
+        while self._queue and room > 0:
+            first = self._queue.popleft()
+            if isinstance(first, _Lane):
+                self._turns.append(first)
+                continue
+            frames.append(first)
+            room -= len(first)
+        room = max(room, 1)
+        while self._turns and room > 0:
+            lane = self._turns.popleft()
+            part = lane.next()
+            if part is None:
+                if self._lanes.get(lane.call_id) is lane:
+                    del self._lanes[lane.call_id]
+                continue
+            frames.append(part)
+            room -= len(part)
+            self._turns.append(lane)
+        return b"".join(frames)
+
+
+def parts_of(payload: bytes, part_bytes: int = PART_BYTES) -> Iterator[tuple[memoryview, bool]]:
+    """Cut a payload; the flag marks the last part. An empty payload is one empty part."""
+    view = memoryview(payload)
+    for start in range(0, max(len(view), 1), part_bytes):
+        yield view[start : start + part_bytes], start + part_bytes >= len(view)
+
+
+class Reassembly:
+    """A payload that arrives in parts, never more of it than was allowed."""
+
+    __slots__ = ("_parts", "_what", "limit_bytes", "size_bytes")
+
+    def __init__(self, limit_bytes: int, what: str) -> None:
+        self.limit_bytes = limit_bytes
+        self.size_bytes = 0
+        self._what = what
+        self._parts: list[bytes] = []
+
+    def add(self, part: bytes) -> None:
+        """Raises PayloadTooLarge before keeping what is too much."""
+        if self.size_bytes + len(part) > self.limit_bytes:
+            raise PayloadTooLarge(
+                f"{self._what} goes beyond {self.limit_bytes} bytes: {self.size_bytes + len(part)} have come; send less at once"
+            )
+        self.size_bytes += len(part)
+        self._parts.append(part)
+
+    def whole(self) -> bytes:
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+
+class GatherRule(Protocol):
+    """Decides how long frames may gather before they are written."""
+
+    def hold_s(self, now_s: float, since_s: float, in_flight: int) -> float:
+        """How long to wait on; 0 = write now. `since_s`: when the oldest waiting frame came."""
+        ...
+
+    def wrote(self) -> None:
+        """A message left."""
+        ...
+
+    def answered(self) -> None:
+        """A message came back on the same stream."""
+        ...
+
+
+class AtOnce:
+    """Write whenever the stream is free: frames gather only while a write is in progress and within one loop turn."""
+
+    __slots__ = ()
+
+    def hold_s(self, now_s: float, since_s: float, in_flight: int) -> float:
+        return 0.0
+
+    def wrote(self) -> None:
+        return
+
+    def answered(self) -> None:
+        return
+
+
+class SelfClocked:
+    """Write when the previous message was answered or a bound has passed; with few calls in flight, at once.
+
+    The answers are the clock: while the worker is busy with what it has, requests gather; the moment it answers they leave
+    together. No frame waits longer than `bound_s`. Cousin of Nagle's algorithm (RFC 896), which holds data back while
+    earlier data is unacknowledged; the bound is what keeps a slow answer from holding up an unrelated request.
+    """
+
+    __slots__ = ("_bound_s", "_free_in_flight", "_unanswered")
+
+    def __init__(self, bound_s: float, free_in_flight: int) -> None:
+        self._bound_s = bound_s
+        self._free_in_flight = free_in_flight
+        self._unanswered = False
+
+    def hold_s(self, now_s: float, since_s: float, in_flight: int) -> float:
+        if not self._unanswered or in_flight <= self._free_in_flight:
+            return 0.0
+        return max(0.0, since_s + self._bound_s - now_s)
+
+    def wrote(self) -> None:
+        self._unanswered = True
+
+    def answered(self) -> None:
+        self._unanswered = False
+
+
+def _nothing() -> bytes:
+    return b""
+
+
+class FrameWriter:
+    """Writes an outbox to a stream, one message at a time, as its rule says. `run` is a task of the stream's owner."""
+
+    __slots__ = (
+        "_ended",
+        "_flushed",
+        "_header",
+        "_held",
+        "_in_flight",
+        "_loop",
+        "_outbox",
+        "_rule",
+        "_since_s",
+        "_wake",
+        "_write",
+    )
+
+    def __init__(
+        self,
+        write: Callable[[bytes], Awaitable[None]],
+        rule: GatherRule,
+        in_flight: Callable[[], int],
+        *,
+        header: Callable[[], bytes] = _nothing,
+        outbox: Outbox | None = None,
+    ) -> None:
+        """`header` is asked before each message for bytes to put in front of it."""
+        self._write = write
+        self._rule = rule
+        self._in_flight = in_flight
+        self._header = header
+        self._outbox = Outbox() if outbox is None else outbox
+        self._loop = asyncio.get_running_loop()
+        self._since_s = 0.0
+        self._wake: asyncio.Future[bool] | None = None
+        self._ended = False
+        self._held = False
+        self._flushed: asyncio.Future[None] | None = None
+
+    def push(self, call_id: int, frame: bytes) -> None:
+        if not self._outbox:
+            self._first()
+        self._outbox.push(call_id, frame)
+
+    def push_parts(self, call_id: int, parts: Iterator[bytes]) -> None:
+        if not self._outbox:
+            self._first()
+        self._outbox.push_parts(call_id, parts)
+
+    def drop(self, call_id: int) -> None:
+        self._outbox.drop(call_id)
+
+    def answered(self) -> None:
+        """A message came back: what is held may go."""
+        self._rule.answered()
+        if self._held:
+            self._rouse()
+
+    async def flush(self) -> None:
+        """Return when everything pushed so far was written, or cannot be any more."""
+        if not self._ended and (self._outbox or self._wake is None):
+            self._flushed = self._loop.create_future()
+            await self._flushed
+
+    async def run(self) -> None:
+        """Write until cancelled or until a write fails."""
+        try:
+            await self._run()
+        finally:
+            self._ended = True
+            self._settle_flush()
+
+    async def _run(self) -> None:
+        outbox, rule, loop = self._outbox, self._rule, self._loop
+        while True:
+            if not outbox:
+                self._settle_flush()
+                await self._pause(None)
+                continue
+            hold_s = rule.hold_s(loop.time(), self._since_s, self._in_flight())
+            if hold_s > 0 and not await self._pause(hold_s):
+                continue
+            message = self._header() + outbox.take()
+            self._since_s = loop.time()
+            if message:
+                rule.wrote()
+                await self._write(message)
+
+    def _settle_flush(self) -> None:
+        if self._flushed is not None and not self._flushed.done():
+            self._flushed.set_result(None)
+
+    def _first(self) -> None:
+        self._since_s = self._loop.time()
+        self._rouse()
+
+    def _rouse(self, expired: bool = False) -> None:
+        wake = self._wake
+        if wake is not None and not wake.done():
+            wake.set_result(expired)
+
+    async def _pause(self, at_most_s: float | None) -> bool:
+        """Wait to be roused; tells whether the time ran out instead."""
+        self._wake = self._loop.create_future()
+        self._held = at_most_s is not None
+        timer = None if at_most_s is None else self._loop.call_later(at_most_s, self._rouse, True)
+        try:
+            return await self._wake
+        finally:
+            self._wake, self._held = None, False
+            if timer is not None:
+                timer.cancel()

@@ -1,0 +1,116 @@
+"""What the worker asks of an engine. One file in `worker/engines/` per technology implements one of these Protocols.
+
+An engine is called from one thread only, the one of its lane, and may block there. It never sees a request, a queue or the loop.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.errors import Code, PenstockError
+
+Array = NDArray[Any]
+
+
+class EngineFailed(PenstockError, code=Code.INTERNAL, reason="ENGINE_FAILED"):
+    """The engine could not execute this; the model or the engine is at fault, or an input it alone can judge."""
+
+
+class EngineUnavailable(PenstockError, code=Code.FAILED_PRECONDITION, reason="ENGINE_UNAVAILABLE"):
+    """A package or a device that the model asks for is not there."""
+
+
+class ModelRefused(PenstockError, code=Code.FAILED_PRECONDITION, reason="MODEL_REFUSED"):
+    """The files do not hold the model that the manifest describes."""
+
+
+class TensorEngine(Protocol):
+    """An open model that turns tensors into tensors."""
+
+    utf8_bytes: bool
+    """Elements of BYTES inputs have to be UTF-8."""
+
+    def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
+        """One execution. Outputs stand in the order of the spec; BF16 is uint16 bits, BYTES are object arrays of bytes.
+
+        Input arrays may be read-only views of a request's own bytes. Raises EngineFailed.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class Finish(enum.Enum):
+    """Why a generation ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen; None = the model's own default, temperature 0 = the most likely one."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextRequest:
+    """A generation to make. `prompt` is text, or a conversation that the model's own template turns into text."""
+
+    prompt: str | tuple[Message, ...]
+    sampling: Sampling = Sampling()
+    max_tokens: int = 0
+    """0 = up to the model's limit. Tokens of `resume_token_ids` count."""
+    stop: tuple[str, ...] = ()
+    resume_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one or more steps added. The last one has a finish."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish: Finish | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Generation(Protocol):
+    """One generation under way."""
+
+    def step(self) -> Piece | None:
+        """Compute one token; None while its text is held back. Not called again after a piece with a finish."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds. Safe to call twice."""
+        ...
+
+
+class TextEngine(Protocol):
+    """An open model that turns text into text, token by token, for several generations by turns."""
+
+    def begin(self, request: TextRequest) -> Generation:
+        """Check and admit. Raises InvalidArgument for what exceeds the model's limits."""
+        ...
+
+    def close(self) -> None: ...
