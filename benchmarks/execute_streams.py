@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import random
 import statistics
 import subprocess
 import sys
@@ -19,8 +20,9 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from runtime.channel import channel_options  # noqa: E402
 from runtime.identity import Authority, Role, load_identity  # noqa: E402
 from runtime.ids import WorkerId  # noqa: E402
 from runtime.serving import Listen, serving  # noqa: E402
-from runtime.streams import AtOnce, GatherRule, SelfClocked  # noqa: E402
+from runtime.streams import AtOnce, FlightShare, GatherRule  # noqa: E402
 from worker.execution import SERVICE, Execution  # noqa: E402
 from worker.types import CallContext, Load  # noqa: E402
 
@@ -54,7 +56,10 @@ class FixedDelay:
     def __init__(self, delay_s: float, from_in_flight: int) -> None:
         self._delay_s, self._from = delay_s, from_in_flight
 
-    def hold_s(self, now_s: float, since_s: float, in_flight: int) -> float:
+    def came(self, now_s: float) -> None:
+        return
+
+    def hold_s(self, now_s: float, since_s: float, waiting: int, in_flight: int) -> float:
         return 0.0 if in_flight < self._from else max(0.0, since_s + self._delay_s - now_s)
 
     def wrote(self) -> None:
@@ -64,14 +69,41 @@ class FixedDelay:
         return
 
 
+class SelfClocked:
+    """Write when the previous message was answered or a bound has passed; with few calls in flight, at once.
+
+    The answers are the clock: while the worker is busy with what it has, requests gather; the moment it answers they leave
+    together. No frame waits longer than `bound_s`. Cousin of Nagle's algorithm (RFC 896), which holds data back while
+    earlier data is unacknowledged; the bound is what keeps a slow answer from holding up an unrelated request.
+    """
+
+    __slots__ = ("_bound_s", "_free_in_flight", "_unanswered")
+
+    def __init__(self, bound_s: float, free_in_flight: int) -> None:
+        self._bound_s = bound_s
+        self._free_in_flight = free_in_flight
+        self._unanswered = False
+
+    def came(self, now_s: float) -> None:
+        return
+
+    def hold_s(self, now_s: float, since_s: float, waiting: int, in_flight: int) -> float:
+        if not self._unanswered or in_flight <= self._free_in_flight:
+            return 0.0
+        return max(0.0, since_s + self._bound_s - now_s)
+
+    def wrote(self) -> None:
+        self._unanswered = True
+
+    def answered(self) -> None:
+        self._unanswered = False
+
+
 RULES: dict[str, Callable[[], GatherRule]] = {
     "at-once": AtOnce,
-    "fixed-1ms": lambda: FixedDelay(0.001, 3),
-    "clocked-1ms": lambda: SelfClocked(0.001, 2),
-    "clocked-2ms": lambda: SelfClocked(0.002, 2),
-    "clocked-4ms": lambda: SelfClocked(0.004, 2),
-    "fixed-2ms": lambda: FixedDelay(0.002, 3),
-    "fixed-4ms": lambda: FixedDelay(0.004, 3),
+    **{f"fixed-{ms}ms": partial(FixedDelay, ms / 1000, 3) for ms in (1, 2, 4, 8)},
+    **{f"clocked-{ms}ms": partial(SelfClocked, ms / 1000, 2) for ms in (1, 2, 4)},
+    **{f"share{share}-{ms}ms": partial(FlightShare, ms / 1000, share) for share in (1, 2, 3, 4) for ms in (1, 2, 4, 8)},
 }
 
 
@@ -82,7 +114,7 @@ class Counting:
 
     def __init__(self, rule: GatherRule) -> None:
         self._rule = rule
-        self.hold_s, self.answered = rule.hold_s, rule.answered
+        self.hold_s, self.answered, self.came = rule.hold_s, rule.answered, rule.came
 
     def wrote(self) -> None:
         Counting.messages += 1
@@ -249,30 +281,29 @@ class Variant:
     processes: list[psutil.Process]
     edge: grpc.aio.Channel
     worker: grpc.aio.Channel | None
-    slices: dict[int, list[Slice]] = field(default_factory=dict)
+    slices: dict[str, list[Slice]] = field(default_factory=dict)
 
-    async def drive(self, in_flight: int, requests: int) -> None:
-        infer = self.edge.unary_unary("/bench.Edge/Infer")
+    async def drive(self, level: str, requests: int) -> None:
+        infer: Callable[[bytes], Any] = self.edge.unary_unary("/bench.Edge/Infer")
         payload = b"p" * 256
         latencies: list[float] = []
-        left = requests
 
-        async def caller() -> None:
-            nonlocal left
-            while left > 0:
-                left -= 1
-                began = time.perf_counter()
-                await infer(payload)
-                latencies.append((time.perf_counter() - began) * 1000)
+        async def one() -> None:
+            began = time.perf_counter()
+            await infer(payload)
+            latencies.append((time.perf_counter() - began) * 1000)
 
-        await asyncio.gather(*(infer(payload) for _ in range(in_flight * 4)))
+        await asyncio.gather(*(infer(payload) for _ in range(16)))
         messages, answers = await self._messages(self.edge), await self._messages(self.worker)
         before, began = [_cpu_s(process) for process in self.processes], time.perf_counter()
-        await asyncio.gather(*(caller() for _ in range(in_flight)))
+        if level.endswith("/s"):
+            await _open_loop(one, requests, float(level.removesuffix("/s")))
+        else:
+            await _closed_loop(one, requests, int(level))
         wall_s = time.perf_counter() - began
         spent = [(_cpu_s(process) - was) / requests * 1e6 for process, was in zip(self.processes, before, strict=True)]
         messages, answers = await self._messages(self.edge) - messages, await self._messages(self.worker) - answers
-        self.slices.setdefault(in_flight, []).append(
+        self.slices.setdefault(level, []).append(
             Slice(
                 spent[0],
                 spent[1] if len(spent) > 1 else 0.0,
@@ -284,7 +315,33 @@ class Variant:
         )
 
     async def _messages(self, channel: grpc.aio.Channel | None) -> int:
-        return 0 if channel is None else int(await channel.unary_unary("/bench.Stats/Messages")(b""))
+        if channel is None:
+            return 0
+        ask: Callable[[bytes], Any] = channel.unary_unary("/bench.Stats/Messages")
+        return int(await ask(b""))
+
+
+async def _closed_loop(one: Callable[[], Awaitable[None]], requests: int, in_flight: int) -> None:
+    left = requests
+
+    async def caller() -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            await one()
+
+    await asyncio.gather(*(caller() for _ in range(in_flight)))
+
+
+async def _open_loop(one: Callable[[], Coroutine[Any, Any, None]], requests: int, per_s: float) -> None:
+    """Requests come at random times, whether or not earlier ones were answered; the same times for every variant."""
+    gaps, due = random.Random(7), time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(requests):
+            due += gaps.expovariate(per_s)
+            if (wait := due - time.perf_counter()) > 0:
+                await asyncio.sleep(wait)
+            group.create_task(one())
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -358,7 +415,7 @@ def _channel(port: int) -> grpc.aio.Channel:
 async def measure(options: argparse.Namespace) -> None:
     per_us = blocks_per_us()
     blocks = (round(ENGINE_FIXED_US * per_us), round(ENGINE_ROW_US * per_us))
-    levels = [int(level) for level in options.levels.split(",")]
+    levels = options.levels.split(",")
     with tempfile.TemporaryDirectory() as folder:
         fleet = Fleet(Path(folder), blocks, "")
         try:
@@ -366,16 +423,14 @@ async def measure(options: argparse.Namespace) -> None:
             for number in range(options.rounds):
                 for level in levels:
                     for variant in variants if number % 2 == 0 else reversed(variants):
-                        await variant.drive(level, max(300, options.requests // (4 if level == 1 else 1)))
+                        await variant.drive(level, max(300, options.requests // (4 if level == "1" else 1)))
             report(variants, levels)
         finally:
             fleet.stop()
 
 
-def report(variants: list[Variant], levels: list[int]) -> None:
-    print(
-        "| variant | in flight | gateway µs | worker µs | both µs | frames/message | answers/message | req/s | p50 ms | p99 ms |"
-    )
+def report(variants: list[Variant], levels: list[str]) -> None:
+    print("| variant | in flight | gateway µs | worker µs | both µs | frames/msg | answers/msg | req/s | p50 ms | p99 ms |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for level in levels:
         for variant in variants:
@@ -385,7 +440,7 @@ def report(variants: list[Variant], levels: list[int]) -> None:
             worker = statistics.median(one.worker_us for one in slices)
             cells = [
                 variant.name,
-                str(level),
+                level,
                 f"{gateway:.0f}",
                 f"{worker:.0f}",
                 f"{gateway + worker:.0f}",
@@ -406,7 +461,7 @@ def main() -> None:
     parser.add_argument("--role", choices=["worker", "gateway", "bare"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=3000)
-    parser.add_argument("--levels", default="1,8,32")
+    parser.add_argument("--levels", default="1,8,32", help="in flight, or a rate as 400/s")
     parser.add_argument(
         "--variants", default=DEFAULT, help="tls:gateway-rule[/worker-rule][*streams][@inline], or bare[@inline]"
     )

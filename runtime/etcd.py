@@ -38,6 +38,7 @@ from runtime.keyvalue import (
     EtcdUnavailable,
     KeyValue,
     LeaseNotFound,
+    Read,
     RevisionGone,
     Snapshot,
     Step,
@@ -115,7 +116,8 @@ class EtcdStore:
         async def call(member: Member, metadata: Metadata) -> rpc_pb2.TxnResponse:
             return await member.kv.Txn(request, timeout=self._timeout_s, metadata=metadata)
 
-        return txn_result(await self._members.ask(call, repeatable=False))
+        only_reads = all(isinstance(step, Read) for step in (*success, *failure))
+        return txn_result(await self._members.ask(call, repeatable=only_reads))
 
     def watch(self, prefix: str) -> AbstractAsyncContextManager[ResumingWatch]:
         return followed_prefix(self, prefix, clock=self._clock, rng=self._rng, timing=self._watch_timing)

@@ -11,7 +11,7 @@ import contextlib
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
@@ -96,6 +96,8 @@ class KeptLease:
 
     def __init__(self, source: LeaseSource, ttl_s: int, clock: Clock, rng: random.Random, timing: LeaseTiming) -> None:
         self._source, self._ttl_s, self._clock, self._rng, self._timing = source, ttl_s, clock, rng, timing
+        # While there is time, a row of failures leaves some attempts before the lease ends.
+        self._backoff = replace(timing.backoff, max_s=min(timing.backoff.max_s, ttl_s / 4))
         self._lease_id = 0
         self._renew_at_s = self._expires_at_s = float("-inf")
         self._wanted: dict[str, bytes] = {}
@@ -230,9 +232,11 @@ class KeptLease:
         self._dirty = dict.fromkeys(self._wanted)
 
     def _report(self, error: Exception, failures: int) -> None:
+        if failures > 1:
+            return
         if not isinstance(error, PenstockError):
             _log.error("lease_failed", lease_id=self._lease_id, exc_info=error)
-        elif failures == 1:
+        else:
             _log.warning("lease_waiting", lease_id=self._lease_id, reason=error.reason, error=error.message)
 
     async def _pause(self, failures: int) -> None:
@@ -241,7 +245,7 @@ class KeptLease:
         if failures == 0:
             await sleep_unless(self._clock, self._renew_at_s - now_s, self._wake)
             return
-        delay_s = min(self._timing.backoff.delay_s(failures, self._rng), self._ttl_s / 3)
+        delay_s = self._backoff.delay_s(failures, self._rng)
         remaining_s = self._expires_at_s - now_s
         if self._lease_id != 0 and 0 < remaining_s < delay_s:
             delay_s = remaining_s  # the moment it may be gone is worth an attempt, and is announced

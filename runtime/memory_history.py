@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import takewhile
 
 from runtime.keyvalue import (
     Changes,
@@ -21,7 +22,6 @@ from runtime.keyvalue import (
     Remove,
     RevisionGone,
     Step,
-    TxnResult,
     Write,
 )
 
@@ -64,24 +64,23 @@ class History:
         """What happened under a prefix after that revision. Raises RevisionGone."""
         if revision < self.compacted:
             raise RevisionGone(f"what happened before revision {self.compacted} is forgotten; read everything again")
-        events = [
-            event
-            for changes in self._changes
-            if changes.revision > revision
-            for event in changes.events
-            if event.key.startswith(prefix)
-        ]
-        return Changes(tuple(events), self.revision)
+        recent = tuple(takewhile(lambda changes: changes.revision > revision, reversed(self._changes)))
+        events = tuple(event for changes in reversed(recent) for event in changes.events if event.key.startswith(prefix))
+        return Changes(events, self.revision)
 
-    def txn(self, compares: Iterable[Compare], success: Iterable[Step], failure: Iterable[Step]) -> TxnResult:
-        succeeded = all(self._holds(compare) for compare in compares)
-        reads, events = self._take(tuple(success if succeeded else failure))
+    def hold(self, compares: Iterable[Compare]) -> bool:
+        """Whether every condition holds."""
+        return all(self._holds(compare) for compare in compares)
+
+    def take(self, steps: tuple[Step, ...]) -> tuple[KeyValue | None, ...]:
+        """Take the steps as one revision, and return what its Read steps found."""
+        reads, events = self._play(steps)
         self._record(events)
-        return TxnResult(succeeded, self.revision, tuple(reads))
+        return tuple(reads)
 
     def delete(self, keys: Iterable[str]) -> int:
         """Delete as one revision, and say how many keys were there."""
-        _, events = self._take(tuple(Remove(key) for key in sorted(keys)))
+        _, events = self._play(tuple(Remove(key) for key in sorted(keys)))
         self._record(events)
         return len(events)
 
@@ -98,7 +97,7 @@ class History:
         found: int = getattr(item, compare.aspect.value) if item is not None else 0
         return found == compare.equals
 
-    def _take(self, steps: tuple[Step, ...]) -> tuple[list[KeyValue | None], list[Event]]:
+    def _play(self, steps: tuple[Step, ...]) -> tuple[list[KeyValue | None], list[Event]]:
         """What the steps read and do, in order; nothing is changed yet but the view they read from."""
         writes = [_named(step.key) for step in steps if not isinstance(step, Read)]
         if len(writes) != len(set(writes)):

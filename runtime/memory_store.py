@@ -85,9 +85,9 @@ class MemoryStore:
         self._away = False
         self._move()
 
-    def compact(self) -> None:
-        """Forget everything but the newest revision."""
-        self._history.compact(self._history.revision)
+    async def compact(self, revision: int) -> None:
+        """Forget the history before the revision."""
+        (await self._reached()).compact(revision)
         self._move()
 
     async def get(self, key: str) -> KeyValue | None:
@@ -111,12 +111,14 @@ class MemoryStore:
 
     async def txn(self, compares: Sequence[Compare], success: Sequence[Step], failure: Sequence[Step] = ()) -> TxnResult:
         history = await self._reached()
-        for step in (*success, *failure):
+        succeeded = history.hold(compares)
+        steps = tuple(success if succeeded else failure)
+        for step in steps:
             if isinstance(step, Write) and step.lease_id:
                 self._lease(step.lease_id)
-        result = history.txn(compares, success, failure)
+        reads = history.take(steps)
         self._move()
-        return result
+        return TxnResult(succeeded, history.revision, reads)
 
     def watch(self, prefix: str) -> AbstractAsyncContextManager[ResumingWatch]:
         return followed_prefix(self, prefix, clock=self._clock, rng=self._rng, timing=self._watch_timing)
@@ -184,6 +186,7 @@ class MemoryStore:
     def _end_lease(self, lease_id: int) -> None:
         del self._leases[lease_id]
         self._history.delete(self._history.carrying(lease_id))
+        self._leases_moved.set()
         self._move()
 
     def _expire(self) -> None:

@@ -168,8 +168,8 @@ class ResumingWatch:
             self._synced_at_s = now_s
             if now_s - connected_at_s >= self._timing.stable_s:
                 failures = 0
-        if not isinstance(error, PenstockError):
+        if failures == 0 and not isinstance(error, PenstockError):
             _log.error("watch_failed", prefix=self._prefix, exc_info=error)
-        elif failures == 0:
+        elif failures == 0 and isinstance(error, PenstockError):
             _log.warning("watch_broken", prefix=self._prefix, reason=error.reason, error=error.message)
         return failures + 1

@@ -8,9 +8,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import Code, PenstockError
@@ -106,6 +105,7 @@ class Generation(Protocol):
         ...
 
 
+@runtime_checkable
 class TextEngine(Protocol):
     """An open model that turns text into text, token by token, for several generations by turns."""
 

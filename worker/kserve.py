@@ -22,7 +22,6 @@ from worker.tensors import check_utf8, from_raw, from_typed, to_raw
 from worker.types import ModelSpec, TensorSpec
 
 _MAX_DIMENSION = 2**40
-_SHARED_MEMORY = "shared_memory_region"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +104,7 @@ class RequestCodec:
         for output in requested:
             array, datatype = arrays[output.index], output.spec.datatype
             if output.classes:
-                array = top_classes(array, output.classes, output.spec.labels, batched=self._spec.max_batch_size > 0)
+                array = top_classes(array, output.spec, output.classes, batched=self._spec.max_batch_size > 0)
                 datatype = "BYTES"
             response.outputs.add(name=output.spec.name, datatype=datatype, shape=array.shape)
             response.raw_output_contents.append(to_raw(array))
@@ -177,7 +176,9 @@ class RequestCodec:
                 f"input {spec.name!r} has {rows} rows; model {self._spec.model!r} takes 1 to {self._spec.max_batch_size} in a request"
             )
         if rows_before and rows != rows_before:
-            raise InvalidArgument(f"input {spec.name!r} has {rows} rows where another input has {rows_before}; send as many in each")
+            raise InvalidArgument(
+                f"input {spec.name!r} has {rows} rows where another input has {rows_before}; send as many in each"
+            )
         return rows
 
     def _requested(
@@ -240,13 +241,14 @@ def _of_type(key: str, choice: str, value: Any, *allowed: str) -> Any:
 def _classes(parameters: Mapping[str, grpc_service_pb2.InferParameter], spec: TensorSpec) -> int:
     """The `classification` extension's parameter; 0 = the values themselves."""
     if any(key.startswith("shared_memory") for key in parameters):
-        raise Unimplemented(f"output {spec.name!r} is asked for in shared memory, which this server does not map; take its bytes")
+        raise Unimplemented(
+            f"output {spec.name!r} is asked for in shared memory, which this server does not map; take its bytes"
+        )
     if "classification" not in parameters:
         return 0
     parameter = parameters["classification"]
-    count = _unsigned("classification", parameter.WhichOneof("parameter_choice") or "nothing", parameter.int64_param)
-    if parameter.WhichOneof("parameter_choice") == "uint64_param":
-        count = parameter.uint64_param
+    choice = parameter.WhichOneof("parameter_choice") or "nothing"
+    count = _unsigned("classification", choice, getattr(parameter, choice, None))
     if count and spec.datatype == "BYTES":
         raise InvalidArgument(f"output {spec.name!r} is BYTES, which has no classes; ask for it without 'classification'")
     return count
@@ -258,5 +260,7 @@ def _typed(tensor: grpc_service_pb2.ModelInferRequest.InferInputTensor, spec: Te
         raise InvalidArgument(f"input {spec.name!r} is {spec.datatype}, which travels in raw_input_contents only; it has none")
     fields = [field.name for field, _ in tensor.contents.ListFields()]
     if any(field != datatype.contents for field in fields):
-        raise InvalidArgument(f"input {spec.name!r} has data in {', '.join(fields)}; {spec.datatype} goes into {datatype.contents}")
+        raise InvalidArgument(
+            f"input {spec.name!r} has data in {', '.join(fields)}; {spec.datatype} goes into {datatype.contents}"
+        )
     return from_typed(getattr(tensor.contents, datatype.contents), datatype, shape, spec.name)

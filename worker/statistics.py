@@ -68,18 +68,6 @@ class Histogram:
 
 
 @dataclass(slots=True)
-class Responses:
-    """Answers of a model that gives several to one request."""
-
-    compute_infer: Duration = field(default_factory=Duration)
-    compute_output: Duration = field(default_factory=Duration)
-    success: Duration = field(default_factory=Duration)
-    fail: Duration = field(default_factory=Duration)
-    empty_response: Duration = field(default_factory=Duration)
-    cancel: Duration = field(default_factory=Duration)
-
-
-@dataclass(slots=True)
 class CopyStatistics:
     """The counters of one copy."""
 
@@ -98,7 +86,8 @@ class CopyStatistics:
     """By rows; the model's largest batch bounds the keys."""
     failures: dict[Failure, int] = field(default_factory=lambda: dict.fromkeys(Failure, 0))
     first_response: Histogram = field(default_factory=Histogram)
-    responses: Responses = field(default_factory=Responses)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
 
     def executed(self, rows: int, requests: int, timing: Timing, *, wall_ms: int) -> None:
         """One execution of so many rows for so many requests ended well."""

@@ -36,6 +36,8 @@ def from_raw(raw: bytes, datatype: Datatype, shape: Sequence[int], name: str) ->
         raise InvalidArgument(
             f"input {name!r} has {len(raw)} bytes of data; {datatype.name} of shape {list(shape)} takes {count * size_bytes}"
         )
+    if datatype.name == "BOOL":  # any byte may have been sent; numpy and engines know 0 and 1 only
+        return shaped(np.frombuffer(raw, np.uint8) != 0, shape, name)
     return shaped(np.frombuffer(raw, datatype.dtype), shape, name)
 
 
@@ -69,18 +71,20 @@ def from_typed(values: Sequence[object], datatype: Datatype, shape: Sequence[int
     """An array of the typed contents that other v2 clients send. Raises InvalidArgument on count or range."""
     count = element_count(shape)
     if len(values) != count:
-        raise InvalidArgument(f"input {name!r} has {len(values)} values in {datatype.contents}; shape {list(shape)} takes {count}")
+        raise InvalidArgument(
+            f"input {name!r} has {len(values)} values in {datatype.contents}; shape {list(shape)} takes {count}"
+        )
     if not datatype.size_bytes:
         return shaped(object_array(values), shape, name)
     try:
-        return shaped(np.array(values, datatype.dtype), shape, name)
+        return shaped(np.array(list(values), datatype.dtype), shape, name)
     except OverflowError as error:
         raise InvalidArgument(f"input {name!r} has a value that {datatype.name} cannot hold") from error
 
 
 def to_raw(array: Array) -> bytes:
     """The bytes of an output, in row-major order."""
-    if array.dtype != object:
+    if not array.dtype.hasobject:
         return array.tobytes()
     parts: list[bytes] = []
     for element in array.reshape(-1):
@@ -102,7 +106,9 @@ def check_utf8(array: Array, name: str) -> None:
         try:
             element.decode()
         except UnicodeDecodeError as error:
-            raise InvalidArgument(f"BYTES element {index} of input {name!r} is not UTF-8, which this model's strings are") from error
+            raise InvalidArgument(
+                f"BYTES element {index} of input {name!r} is not UTF-8, which this model's strings are"
+            ) from error
 
 
 def shaped(flat: Array, shape: Sequence[int], name: str) -> Array:
@@ -116,6 +122,6 @@ def shaped(flat: Array, shape: Sequence[int], name: str) -> Array:
 def zeros(datatype: str, shape: Sequence[int]) -> Array:
     """Zeros, or empty BYTES."""
     dtype = DATATYPES[datatype].dtype
-    if dtype == object:
+    if dtype.hasobject:
         return object_array([b""] * element_count(shape)).reshape(shape)
     return np.zeros(shape, dtype)

@@ -21,18 +21,18 @@ from runtime.channel import inner_channel
 from runtime.errors import Internal
 from runtime.identity import NodeIdentity, Role
 from runtime.ids import NodeId, WorkerId
-from runtime.streams import GatherRule, SelfClocked
+from runtime.streams import FlightShare, GatherRule
 
 _log = structlog.get_logger("penstock.links")
 _METHOD = "/penstock.worker.v1.WorkerService/Execute"
 
-GATHER_BOUND_S = 0.001
-GATHER_FREE_IN_FLIGHT = 2
+GATHER_BOUND_S = 0.004
+GATHER_SHARE = 4
 
 
 def gather_rule() -> GatherRule:
     """How requests gather on a stream to a worker."""
-    return SelfClocked(GATHER_BOUND_S, GATHER_FREE_IN_FLIGHT)
+    return FlightShare(GATHER_BOUND_S, GATHER_SHARE)
 
 
 class WorkerLink:

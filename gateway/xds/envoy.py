@@ -23,7 +23,8 @@ class EnvoyProcess:
     concurrency: int = 1
     """Worker threads. One serves tens of thousands of requests a second and shares nothing."""
     log_level: str = "warn"
-    drain_time_s: int = 5
+    drain_time_s: int = 600
+    """How long streams of a replaced or withdrawn listener may go on; then they are cut. It does not delay an exit."""
     strict: bool = False
     """Refuse configuration with fields that this Envoy does not know."""
 

@@ -25,5 +25,11 @@ def edge_snapshot(edge: Edge, gateways: Iterable[Endpoint]) -> Snapshot:
     )
 
 
+def withdrawn_snapshot(edge: Edge, gateways: Iterable[Endpoint]) -> Snapshot:
+    """The same without its listener: new connections are refused, streams that run go on. What comes before Envoy is ended."""
+    whole = edge_snapshot(edge, gateways).resources
+    return Snapshot.of({kind: whole[kind] for kind in (ResourceType.CLUSTERS, ResourceType.ENDPOINTS)})
+
+
 def _resource(name: str, content: message.Message, *refers_to: Reference) -> Resource:
     return Resource(name, content.SerializeToString(deterministic=True), frozenset(refers_to))

@@ -26,7 +26,7 @@ from xds import core_pb2 as xds_dot_core__pb2
 from xds import route_pb2 as xds_dot_route__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13xds/accesslog.proto\x12\x19\x65nvoy.config.accesslog.v3\x1a\x0exds/core.proto\x1a\x0fxds/route.proto\"\xa8\x01\n\x10\x43omparisonFilter\x12:\n\x02op\x18\x01 \x01(\x0e\x32..envoy.config.accesslog.v3.ComparisonFilter.Op\x12\x32\n\x05value\x18\x02 \x01(\x0b\x32#.envoy.config.core.v3.RuntimeUInt32\"$\n\x02Op\x12\x06\n\x02\x45Q\x10\x00\x12\x06\n\x02GE\x10\x01\x12\x06\n\x02LE\x10\x02\x12\x06\n\x02NE\x10\x03\"S\n\x10StatusCodeFilter\x12?\n\ncomparison\x18\x01 \x01(\x0b\x32+.envoy.config.accesslog.v3.ComparisonFilter\"D\n\x0cHeaderFilter\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32$.envoy.config.route.v3.HeaderMatcher\"H\n\tAndFilter\x12;\n\x07\x66ilters\x18\x01 \x03(\x0b\x32*.envoy.config.accesslog.v3.AccessLogFilter\"G\n\x08OrFilter\x12;\n\x07\x66ilters\x18\x02 \x03(\x0b\x32*.envoy.config.accesslog.v3.AccessLogFilter\"#\n\x12ResponseFlagFilter\x12\r\n\x05\x66lags\x18\x01 \x03(\t\"\xf7\x02\n\x0f\x41\x63\x63\x65ssLogFilter\x12I\n\x12status_code_filter\x18\x01 \x01(\x0b\x32+.envoy.config.accesslog.v3.StatusCodeFilterH\x00\x12:\n\nand_filter\x18\x06 \x01(\x0b\x32$.envoy.config.accesslog.v3.AndFilterH\x00\x12\x38\n\tor_filter\x18\x07 \x01(\x0b\x32#.envoy.config.accesslog.v3.OrFilterH\x00\x12@\n\rheader_filter\x18\x08 \x01(\x0b\x32\'.envoy.config.accesslog.v3.HeaderFilterH\x00\x12M\n\x14response_flag_filter\x18\t \x01(\x0b\x32-.envoy.config.accesslog.v3.ResponseFlagFilterH\x00\x42\x12\n\x10\x66ilter_specifierb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13xds/accesslog.proto\x12\x19\x65nvoy.config.accesslog.v3\x1a\x0exds/core.proto\x1a\x0fxds/route.proto\"\xa8\x01\n\x10\x43omparisonFilter\x12:\n\x02op\x18\x01 \x01(\x0e\x32..envoy.config.accesslog.v3.ComparisonFilter.Op\x12\x32\n\x05value\x18\x02 \x01(\x0b\x32#.envoy.config.core.v3.RuntimeUInt32\"$\n\x02Op\x12\x06\n\x02\x45Q\x10\x00\x12\x06\n\x02GE\x10\x01\x12\x06\n\x02LE\x10\x02\x12\x06\n\x02NE\x10\x03\"S\n\x10StatusCodeFilter\x12?\n\ncomparison\x18\x01 \x01(\x0b\x32+.envoy.config.accesslog.v3.ComparisonFilter\"D\n\x0cHeaderFilter\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32$.envoy.config.route.v3.HeaderMatcher\"H\n\tAndFilter\x12;\n\x07\x66ilters\x18\x01 \x03(\x0b\x32*.envoy.config.accesslog.v3.AccessLogFilter\"G\n\x08OrFilter\x12;\n\x07\x66ilters\x18\x02 \x03(\x0b\x32*.envoy.config.accesslog.v3.AccessLogFilter\"\xa8\x02\n\x0f\x41\x63\x63\x65ssLogFilter\x12I\n\x12status_code_filter\x18\x01 \x01(\x0b\x32+.envoy.config.accesslog.v3.StatusCodeFilterH\x00\x12:\n\nand_filter\x18\x06 \x01(\x0b\x32$.envoy.config.accesslog.v3.AndFilterH\x00\x12\x38\n\tor_filter\x18\x07 \x01(\x0b\x32#.envoy.config.accesslog.v3.OrFilterH\x00\x12@\n\rheader_filter\x18\x08 \x01(\x0b\x32\'.envoy.config.accesslog.v3.HeaderFilterH\x00\x42\x12\n\x10\x66ilter_specifierb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,8 +45,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ANDFILTER']._serialized_end=481
   _globals['_ORFILTER']._serialized_start=483
   _globals['_ORFILTER']._serialized_end=554
-  _globals['_RESPONSEFLAGFILTER']._serialized_start=556
-  _globals['_RESPONSEFLAGFILTER']._serialized_end=591
-  _globals['_ACCESSLOGFILTER']._serialized_start=594
-  _globals['_ACCESSLOGFILTER']._serialized_end=969
+  _globals['_ACCESSLOGFILTER']._serialized_start=557
+  _globals['_ACCESSLOGFILTER']._serialized_end=853
 # @@protoc_insertion_point(module_scope)

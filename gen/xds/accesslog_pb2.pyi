@@ -154,28 +154,6 @@ class OrFilter(_message.Message):
 Global___OrFilter: _TypeAlias = OrFilter  # noqa: Y015
 
 @_typing.final
-class ResponseFlagFilter(_message.Message):
-    """By why Envoy itself answered."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    FLAGS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def flags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
-    def __init__(
-        self,
-        *,
-        flags: _abc.Iterable[_builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ResponseFlagFilter: _TypeAlias = ResponseFlagFilter  # noqa: Y015
-
-@_typing.final
 class AccessLogFilter(_message.Message):
     """One condition."""
 
@@ -185,7 +163,6 @@ class AccessLogFilter(_message.Message):
     AND_FILTER_FIELD_NUMBER: _builtins.int
     OR_FILTER_FIELD_NUMBER: _builtins.int
     HEADER_FILTER_FIELD_NUMBER: _builtins.int
-    RESPONSE_FLAG_FILTER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def status_code_filter(self) -> Global___StatusCodeFilter: ...
     @_builtins.property
@@ -194,8 +171,6 @@ class AccessLogFilter(_message.Message):
     def or_filter(self) -> Global___OrFilter: ...
     @_builtins.property
     def header_filter(self) -> Global___HeaderFilter: ...
-    @_builtins.property
-    def response_flag_filter(self) -> Global___ResponseFlagFilter: ...
     def __init__(
         self,
         *,
@@ -203,13 +178,12 @@ class AccessLogFilter(_message.Message):
         and_filter: Global___AndFilter | None = ...,
         or_filter: Global___OrFilter | None = ...,
         header_filter: Global___HeaderFilter | None = ...,
-        response_flag_filter: Global___ResponseFlagFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["and_filter", b"and_filter", "filter_specifier", b"filter_specifier", "header_filter", b"header_filter", "or_filter", b"or_filter", "response_flag_filter", b"response_flag_filter", "status_code_filter", b"status_code_filter"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["and_filter", b"and_filter", "filter_specifier", b"filter_specifier", "header_filter", b"header_filter", "or_filter", b"or_filter", "status_code_filter", b"status_code_filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["and_filter", b"and_filter", "filter_specifier", b"filter_specifier", "header_filter", b"header_filter", "or_filter", b"or_filter", "response_flag_filter", b"response_flag_filter", "status_code_filter", b"status_code_filter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["and_filter", b"and_filter", "filter_specifier", b"filter_specifier", "header_filter", b"header_filter", "or_filter", b"or_filter", "status_code_filter", b"status_code_filter"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_filter_specifier: _TypeAlias = _typing.Literal["status_code_filter", "and_filter", "or_filter", "header_filter", "response_flag_filter"]  # noqa: Y015
+    _WhichOneofReturnType_filter_specifier: _TypeAlias = _typing.Literal["status_code_filter", "and_filter", "or_filter", "header_filter"]  # noqa: Y015
     _WhichOneofArgType_filter_specifier: _TypeAlias = _typing.Literal["filter_specifier", b"filter_specifier"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_filter_specifier) -> _WhichOneofReturnType_filter_specifier | None: ...
 

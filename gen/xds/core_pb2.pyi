@@ -365,31 +365,6 @@ class RuntimeFractionalPercent(_message.Message):
 Global___RuntimeFractionalPercent: _TypeAlias = RuntimeFractionalPercent  # noqa: Y015
 
 @_typing.final
-class TypedExtensionConfig(_message.Message):
-    """An extension by name, configured by the type of what it carries."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NAME_FIELD_NUMBER: _builtins.int
-    TYPED_CONFIG_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    @_builtins.property
-    def typed_config(self) -> _any_pb2.Any: ...
-    def __init__(
-        self,
-        *,
-        name: _builtins.str = ...,
-        typed_config: _any_pb2.Any | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["typed_config", b"typed_config"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "typed_config", b"typed_config"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___TypedExtensionConfig: _TypeAlias = TypedExtensionConfig  # noqa: Y015
-
-@_typing.final
 class TransportSocket(_message.Message):
     """How bytes of a connection are wrapped, TLS for one."""
 
@@ -624,32 +599,6 @@ class ConfigSource(_message.Message):
 Global___ConfigSource: _TypeAlias = ConfigSource  # noqa: Y015
 
 @_typing.final
-class KeepaliveSettings(_message.Message):
-    """HTTP/2 pings."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    INTERVAL_FIELD_NUMBER: _builtins.int
-    TIMEOUT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def interval(self) -> _duration_pb2.Duration: ...
-    @_builtins.property
-    def timeout(self) -> _duration_pb2.Duration: ...
-    def __init__(
-        self,
-        *,
-        interval: _duration_pb2.Duration | None = ...,
-        timeout: _duration_pb2.Duration | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval", "timeout", b"timeout"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interval", b"interval", "timeout", b"timeout"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___KeepaliveSettings: _TypeAlias = KeepaliveSettings  # noqa: Y015
-
-@_typing.final
 class HttpProtocolOptions(_message.Message):
     """What HTTP/1 and HTTP/2 have in common."""
 
@@ -711,7 +660,6 @@ class Http2ProtocolOptions(_message.Message):
     INITIAL_STREAM_WINDOW_SIZE_FIELD_NUMBER: _builtins.int
     INITIAL_CONNECTION_WINDOW_SIZE_FIELD_NUMBER: _builtins.int
     OVERRIDE_STREAM_ERROR_ON_INVALID_HTTP_MESSAGE_FIELD_NUMBER: _builtins.int
-    CONNECTION_KEEPALIVE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def max_concurrent_streams(self) -> _wrappers_pb2.UInt32Value: ...
     @_builtins.property
@@ -720,8 +668,6 @@ class Http2ProtocolOptions(_message.Message):
     def initial_connection_window_size(self) -> _wrappers_pb2.UInt32Value: ...
     @_builtins.property
     def override_stream_error_on_invalid_http_message(self) -> _wrappers_pb2.BoolValue: ...
-    @_builtins.property
-    def connection_keepalive(self) -> Global___KeepaliveSettings: ...
     def __init__(
         self,
         *,
@@ -729,11 +675,10 @@ class Http2ProtocolOptions(_message.Message):
         initial_stream_window_size: _wrappers_pb2.UInt32Value | None = ...,
         initial_connection_window_size: _wrappers_pb2.UInt32Value | None = ...,
         override_stream_error_on_invalid_http_message: _wrappers_pb2.BoolValue | None = ...,
-        connection_keepalive: Global___KeepaliveSettings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connection_keepalive", b"connection_keepalive", "initial_connection_window_size", b"initial_connection_window_size", "initial_stream_window_size", b"initial_stream_window_size", "max_concurrent_streams", b"max_concurrent_streams", "override_stream_error_on_invalid_http_message", b"override_stream_error_on_invalid_http_message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["initial_connection_window_size", b"initial_connection_window_size", "initial_stream_window_size", b"initial_stream_window_size", "max_concurrent_streams", b"max_concurrent_streams", "override_stream_error_on_invalid_http_message", b"override_stream_error_on_invalid_http_message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection_keepalive", b"connection_keepalive", "initial_connection_window_size", b"initial_connection_window_size", "initial_stream_window_size", b"initial_stream_window_size", "max_concurrent_streams", b"max_concurrent_streams", "override_stream_error_on_invalid_http_message", b"override_stream_error_on_invalid_http_message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["initial_connection_window_size", b"initial_connection_window_size", "initial_stream_window_size", b"initial_stream_window_size", "max_concurrent_streams", b"max_concurrent_streams", "override_stream_error_on_invalid_http_message", b"override_stream_error_on_invalid_http_message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -66,42 +66,23 @@ class RouteMatch(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class GrpcRouteMatchOptions(_message.Message):
-        """Only gRPC."""
-
-        DESCRIPTOR: _descriptor.Descriptor
-
-        def __init__(
-            self,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     PREFIX_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     HEADERS_FIELD_NUMBER: _builtins.int
-    GRPC_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     path: _builtins.str
     @_builtins.property
     def headers(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeaderMatcher]: ...
-    @_builtins.property
-    def grpc(self) -> Global___RouteMatch.GrpcRouteMatchOptions: ...
     def __init__(
         self,
         *,
         prefix: _builtins.str = ...,
         path: _builtins.str = ...,
         headers: _abc.Iterable[Global___HeaderMatcher] | None = ...,
-        grpc: Global___RouteMatch.GrpcRouteMatchOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grpc", b"grpc", "path", b"path", "path_specifier", b"path_specifier", "prefix", b"prefix"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "path_specifier", b"path_specifier", "prefix", b"prefix"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["grpc", b"grpc", "headers", b"headers", "path", b"path", "path_specifier", b"path_specifier", "prefix", b"prefix"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "path", b"path", "path_specifier", b"path_specifier", "prefix", b"prefix"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_path_specifier: _TypeAlias = _typing.Literal["prefix", "path"]  # noqa: Y015
     _WhichOneofArgType_path_specifier: _TypeAlias = _typing.Literal["path_specifier", b"path_specifier"]  # noqa: Y015

@@ -20,6 +20,14 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
 
 
+def unary(channel: grpc.aio.Channel, method: str = INFER) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
+    return channel.unary_unary(method)
+
+
+def bidi(channel: grpc.aio.Channel) -> grpc.aio.StreamStreamMultiCallable[bytes, bytes]:
+    return channel.stream_stream(STREAM)
+
+
 @pytest.fixture
 async def edge(tmp_path: Path) -> AsyncIterator[tuple[EdgeUnderTest, StandIn]]:
     async with started_edge(tmp_path) as started:
@@ -35,7 +43,7 @@ async def channel(edge: tuple[EdgeUnderTest, StandIn]) -> AsyncIterator[grpc.aio
 @pytest.mark.parametrize("size", [0, 1, 3_000_000, 32_000_000])
 async def test_unary_bytes_are_untouched(channel: grpc.aio.Channel, edge: tuple[EdgeUnderTest, StandIn], size: int) -> None:
     sent = os.urandom(size)
-    call = channel.unary_unary(INFER)(sent, metadata=(("authorization", "Bearer k"), ("triton_grpc_error", "true")), timeout=30)
+    call = unary(channel)(sent, metadata=(("authorization", "Bearer k"), ("triton_grpc_error", "true")), timeout=30)
     assert await call == sent[::-1]
     answered = dict(await call.initial_metadata())
     assert answered["x-served-by"] == "first"
@@ -45,7 +53,7 @@ async def test_unary_bytes_are_untouched(channel: grpc.aio.Channel, edge: tuple[
 
 
 async def test_bidi_messages_pass_one_by_one(channel: grpc.aio.Channel) -> None:
-    call = channel.stream_stream(STREAM)()
+    call = bidi(channel)()
     for index in range(10):
         await call.write(f"message {index}".encode())
         assert await asyncio.wait_for(call.read(), 5) == f"message {index}".encode()[::-1]
@@ -70,13 +78,13 @@ async def test_health_answers(channel: grpc.aio.Channel) -> None:
 )
 async def test_inner_and_unknown_services_are_not_offered(channel: grpc.aio.Channel, method: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await channel.unary_unary(method)(b"")
+        await unary(channel, method)(b"")
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_an_unknown_method_of_an_offered_service_is_the_gateways_to_refuse(channel: grpc.aio.Channel) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await channel.unary_unary("/inference.GRPCInferenceService/Nothing")(b"")
+        await unary(channel, "/inference.GRPCInferenceService/Nothing")(b"")
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -84,7 +92,7 @@ async def test_nobody_behind_the_edge_is_unavailable(channel: grpc.aio.Channel, 
     edge[0].publish()
     await edge[0].settled()
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await channel.unary_unary(INFER)(b"")
+        await unary(channel)(b"")
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     assert "{" not in (refused.value.details() or "")
 
@@ -93,10 +101,8 @@ async def test_nobody_behind_the_edge_is_unavailable(channel: grpc.aio.Channel, 
 async def test_grpc_web(edge: tuple[EdgeUnderTest, StandIn], text: bool) -> None:
     frame = b"\x00" + (3).to_bytes(4, "big") + b"abc"
     kind = "application/grpc-web-text+proto" if text else "application/grpc-web+proto"
-    async with httpx.AsyncClient(base_url=edge[0].url) as made:
-        answer = await made.post(
-            INFER, content=base64.b64encode(frame) if text else frame, headers={"content-type": kind, "accept": kind}
-        )
+    async with httpx.AsyncClient(base_url=edge[0].url, headers={"content-type": kind, "accept": kind}) as made:
+        answer = await made.post(INFER, content=base64.b64encode(frame) if text else frame)
     body = _unpadded(answer.content) if text else answer.content
     assert answer.status_code == 200
     assert answer.headers["content-type"] == kind

@@ -34,6 +34,12 @@ class RunningEnvoy:
                     raise AssertionError(f"envoy ended with {self.process.returncode}:\n{self.log.read_text()}")
                 await asyncio.sleep(0.01)
 
+    async def until_refusing(self, edge: Endpoint) -> None:
+        """Return once nothing listens there."""
+        async with asyncio.timeout(_START_S):
+            while await _connects(edge):  # another process: there is no event to wait for
+                await asyncio.sleep(0.01)
+
 
 @asynccontextmanager
 async def running_envoy(bootstrap: Bootstrap, folder: Path, *, concurrency: int = 1) -> AsyncIterator[RunningEnvoy]:

@@ -70,7 +70,7 @@ class OnnxEngine:
             raise
         except Exception as error:
             raise _mapped(error) from error
-        return [_each(str.encode, output) if output.dtype == object else output for output in outputs]
+        return [_each(str.encode, output) if output.dtype.hasobject else output for output in outputs]
 
     def close(self) -> None:
         self._session = None
@@ -199,8 +199,7 @@ def _bits(value: Any) -> Array:
     count = int(np.prod(shape, dtype=np.int64))
     if not count:
         return np.zeros(shape, np.uint16)
-    source = (ctypes.c_uint16 * count).from_address(value.data_ptr())
-    return np.array(np.frombuffer(source, np.uint16)).reshape(shape)
+    return np.frombuffer(ctypes.string_at(value.data_ptr(), count * 2), np.uint16).reshape(shape)
 
 
 def _mapped(error: Exception) -> PenstockError:

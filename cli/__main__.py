@@ -1,0 +1,175 @@
+"""The `penstock` command line. Each command imports what it needs when it runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import options
+
+app = typer.Typer(
+    name="penstock", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
+)
+SERVICES = ("registry", "scheduler", "gateway", "worker")
+
+
+@app.callback()
+def root() -> None:
+    """An inference mesh: KServe v2 over gRPC and OpenAI-style HTTP over your GPU and CPU machines."""
+
+
+@app.command()
+def up(
+    data: options.Data = None,
+    region: Annotated[str, typer.Option(help="region of every process")] = "local",
+    workers: Annotated[int, typer.Option(min=1, max=64, help="workers to start")] = 2,
+    http_port: Annotated[int, typer.Option(help="Envoy's port: OpenAI API; 0 = any free one")] = 8080,
+    grpc_port: Annotated[int, typer.Option(help="gateway's port: KServe v2; 0 = any free one")] = 8001,
+    host: Annotated[str, typer.Option(help="address that HTTP and gRPC listen on")] = "127.0.0.1",
+    etcd: Annotated[str, typer.Option(help="endpoints of an etcd that runs already, host:port,…")] = "",
+    database: Annotated[str, typer.Option(help="database URL instead of SQLite in the data folder")] = "",
+    artifacts: Annotated[str, typer.Option(help="folder for model files instead of one in the data folder")] = "",
+    envoy: Annotated[bool, typer.Option(help="start Envoy")] = True,
+    demo: Annotated[bool, typer.Option(help="publish and load the demo models")] = True,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
+) -> None:
+    """Start the whole mesh on this machine; Ctrl-C stops it in order."""
+    from rich.console import Console
+
+    from cli.mesh import MeshOptions
+    from cli.profile import data_folder
+    from cli.run import run
+    from cli.up import run_up
+
+    chosen = MeshOptions(
+        data=data_folder(data),
+        region=region,
+        workers=workers,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        host=host,
+        etcd=etcd,
+        database=database,
+        artifacts=artifacts,
+        envoy=envoy,
+        log_level=log_level,
+    )
+    run(run_up(chosen, Console(), demo=demo))
+
+
+@app.command()
+def infer(
+    model: Annotated[str, typer.Argument(help="model name")],
+    image: Annotated[Path | None, typer.Option(help="picture for the model's image input")] = None,
+    values: Annotated[list[str] | None, typer.Option("--input", help="NAME=JSON, such as x=[[1,2]]; repeatable")] = None,
+    version: Annotated[str, typer.Option(help="model version [default: newest]")] = "",
+    top: Annotated[int, typer.Option(min=1, help="classes to show")] = 3,
+    data: options.Data = None,
+    address: options.Address = "",
+    key: options.Key = "",
+) -> None:
+    """Run one request and show the answer."""
+    from cli.infer import infer_once
+    from cli.profile import read_profile
+    from cli.run import run
+
+    async def work() -> None:
+        await infer_once(read_profile(data, address=address, key=key), model, version, image, values or [], top)
+
+    run(work())
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="model name")] = "sums",
+    prompt: Annotated[str | None, typer.Argument(help="one question; without it a conversation starts")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    temperature: Annotated[float | None, typer.Option(min=0)] = None,
+    data: options.Data = None,
+    url: options.Url = "",
+    key: options.Key = "",
+) -> None:
+    """Talk to a chat model over the OpenAI API; tokens are shown as they come."""
+    from cli.chat import converse
+    from cli.profile import read_profile
+    from cli.run import run
+
+    async def work() -> None:
+        sampling = {"max_tokens": max_tokens, "temperature": temperature}
+        await converse(
+            read_profile(data, url=url, key=key), model, prompt, {k: v for k, v in sampling.items() if v is not None}
+        )
+
+    run(work())
+
+
+@app.command()
+def fleet(data: options.Data = None) -> None:
+    """Show the workers, what they hold and how they are."""
+    from cli.fleet import show_fleet
+    from cli.profile import read_profile
+    from cli.run import run
+
+    async def work() -> None:
+        await show_fleet(read_profile(data))
+
+    run(work())
+
+
+@app.command()
+def doctor() -> None:
+    """Look at what is installed, missing, too old or not for production."""
+    from cli.doctor import show_findings
+
+    raise typer.Exit(show_findings())
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    typer.echo(installed("penstock"))
+
+
+def _groups() -> None:
+    from cli.keys_commands import app as keys
+    from cli.models_commands import app as models
+
+    app.add_typer(models, name="models")
+    app.add_typer(keys, name="keys")
+
+
+def _service(name: str) -> Callable[[Sequence[str]], int]:
+    import importlib
+
+    main_of: Callable[[Sequence[str]], int] = importlib.import_module(f"{name}.__main__").main
+    return main_of
+
+
+def _add_service(name: str) -> None:
+    settings = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": ["--no-such-option"]}
+
+    @app.command(name, context_settings=settings, help=f"Run one {name}; `penstock {name} --help` lists its settings.")
+    def command(context: typer.Context) -> None:
+        raise typer.Exit(_service(name)(context.args))
+
+
+for _name in SERVICES:
+    _add_service(_name)
+_groups()
+
+
+def main() -> None:
+    """The `penstock` entry point. A service's settings are parsed by the service itself."""
+    if len(sys.argv) > 1 and sys.argv[1] in SERVICES:
+        sys.exit(_service(sys.argv[1])(sys.argv[2:]))
+    app()
+
+
+if __name__ == "__main__":
+    main()

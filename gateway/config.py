@@ -1,0 +1,46 @@
+"""The gateway's settings."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from placement.types import Strategy
+from runtime.config import Port, ServiceSettings
+
+
+class Auth(enum.Enum):
+    """Whether applications have to show an API key."""
+
+    REQUIRED = "required"
+    OFF = "off"
+    """Everybody may do everything: for a trusted machine."""
+
+
+class GatewaySettings(ServiceSettings):
+    """What the gateway needs to know beyond what every service does. `port` is for Envoy (mTLS), `edge_port` for applications."""
+
+    model_config = SettingsConfigDict(cli_kebab_case=True, cli_prog_name="python -m gateway")
+
+    edge_host: str = Field(default="127.0.0.1", description="address on which applications reach the gateway's own gRPC")
+    edge_port: Port = Field(default=8001, description="gRPC port for applications; 0 picks a free one")
+    edge_certificate: Path | None = Field(default=None, description="PEM chain for TLS on the edge port; none: plaintext")
+    edge_key: Path | None = Field(default=None, description="PEM key of that certificate")
+    scheduler_address: str = Field(description="host:port of the scheduler")
+    registry_address: str = Field(description="host:port of the registry")
+    auth: Auth = Field(default=Auth.REQUIRED, description="required: applications show an API key; off: everybody may all")
+    strategy: Strategy = Field(default=Strategy.AFFINITY, description="how workers are chosen")
+    cold_wait_s: float = Field(default=10.0, ge=0, description="how long a request waits for a copy that is being loaded")
+    load_wait_s: float = Field(default=120.0, gt=0, description="how long RepositoryModelLoad waits where no deadline is set")
+    load_copies: int = Field(default=2, ge=1, description="copies that RepositoryModelLoad asks for")
+    strict_readiness: bool = Field(default=True, description="ServerReady is false while a model that should be loaded is not")
+    max_message_bytes: int = Field(default=64 * 1024 * 1024, gt=0, description="one request or answer at most")
+    max_concurrent_rpcs: int = Field(default=4096, gt=0, description="calls open at once; more are refused")
+    stream_in_flight: int = Field(default=64, gt=0, description="requests of one ModelStreamInfer stream answered at once")
+    streams_per_worker: int = Field(default=1, ge=1, le=8, description="Execute streams to each worker")
+    http_host: str = Field(default="127.0.0.1", description="IP address on which Envoy listens for applications")
+    http_port: Port | None = Field(default=None, description="port on which Envoy listens; none: Envoy is told nothing")
+    envoy_identity_dir: Path | None = Field(default=None, description="folder with Envoy's keys, as Envoy sees it")

@@ -1,0 +1,1 @@
+"""The scheduler: who is in the fleet, and what should run where."""

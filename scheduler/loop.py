@@ -1,0 +1,126 @@
+"""The scheduler's loops: follow presence and control keys, notice when etcd is away, let the missed go.
+
+Only carries: what is believed, what it changes, and what follows from it are decided by `fleet`, `control`, `reconcile` and
+`audience`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import structlog
+
+from runtime.clock import Clock
+from runtime.ids import PRESENCE_PREFIX
+from runtime.keyvalue import KeyValueStore, Snapshot, Watch
+from scheduler.audience import Audience
+from scheduler.control import CONTROL_PREFIX, Control
+from scheduler.fleet import Fleet
+from scheduler.presence import PresenceReader
+from scheduler.reconcile import Reconciler
+from scheduler.types import FleetDelta
+
+TICK_S = 0.2
+RESYNC_S = 30.0
+"""A round of reconciling happens at least this often, so that nothing that was missed stays missed."""
+
+_log = structlog.get_logger("penstock.scheduler")
+
+
+class Scheduler:
+    """The fleet, the wishes, those who watch, and the loops that keep them true."""
+
+    def __init__(self, store: KeyValueStore, reader: PresenceReader, clock: Clock, rng: random.Random) -> None:
+        self._store, self._clock = store, clock
+        self._watches: tuple[Watch, ...] = ()
+        self.fleet, self.control = Fleet(reader), Control()
+        self.reconciler = Reconciler(store, self.fleet, self.control, clock, rng, connected=self.connected)
+        self.audience = Audience(
+            self.fleet,
+            self.control.wishes,
+            stale=lambda: not self.connected(),
+            ready=self.synced,
+        )
+
+    def connected(self) -> bool:
+        """Whether changes in etcd arrive as they happen."""
+        return bool(self._watches) and all(watch.connected for watch in self._watches)
+
+    def synced(self) -> bool:
+        """Whether etcd has been seen whole since this process began."""
+        return self.fleet.synced and self.control.synced
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Run the loops while the context lasts; leaving ends every watch of the fleet first."""
+        async with AsyncExitStack() as stack:
+            presence = await stack.enter_async_context(self._store.watch(PRESENCE_PREFIX))
+            control = await stack.enter_async_context(self._store.watch(CONTROL_PREFIX))
+            self._watches = (presence, control)
+            group = await stack.enter_async_context(asyncio.TaskGroup())
+            tasks = [
+                group.create_task(loop, name=name)
+                for name, loop in (
+                    ("presence", self._follow_presence(presence)),
+                    ("control", self._follow_control(control)),
+                    ("reconcile", self.reconciler.run()),
+                    ("tick", self._tick()),
+                )
+            ]
+            try:
+                yield
+            finally:
+                self.audience.close()
+                for task in tasks:
+                    task.cancel()
+
+    async def _follow_presence(self, watch: Watch) -> None:
+        async for update in watch:
+            now_wall_s = self._clock.wall_s()
+            if isinstance(update, Snapshot):
+                first = not self.fleet.synced
+                delta = self.fleet.replace(update.items, now_s=self._clock.monotonic_s(), now_wall_s=now_wall_s)
+                _log.info("fleet_read", workers=len(self.fleet.members), revision=update.revision, first=first)
+                self.audience.wake()
+                self.reconciler.touch()
+            else:
+                delta = self.fleet.apply(update.events, now_wall_s=now_wall_s)
+            self._spread(delta)
+
+    async def _follow_control(self, watch: Watch) -> None:
+        async for update in watch:
+            if isinstance(update, Snapshot):
+                changed = self.control.replace(update.items)
+                self.audience.wake()
+            else:
+                changed = self.control.apply(update.events)
+            if changed:
+                self.audience.tell_placements()
+            self.reconciler.touch()
+
+    async def _tick(self) -> None:
+        connected, resync_at_s = False, self._clock.monotonic_s() + RESYNC_S
+        while True:
+            await self._clock.sleep(TICK_S)
+            now_s = self._clock.monotonic_s()
+            if connected is not (connected := self.connected()):
+                _log.info("etcd_seen" if connected else "etcd_away", workers=len(self.fleet.members))
+                self.audience.wake()
+                self.reconciler.touch()
+            if connected:
+                self._spread(self.fleet.expire(now_s))
+            else:
+                self.fleet.hold(now_s)
+            if now_s >= resync_at_s:
+                resync_at_s = now_s + RESYNC_S
+                self.reconciler.touch()
+
+    def _spread(self, delta: FleetDelta) -> None:
+        for who in delta.removed:
+            _log.info("worker_left", worker=who)
+        if delta:
+            self.audience.tell(delta)
+            self.reconciler.touch()

@@ -1,0 +1,63 @@
+"""Wishes written down: how many copies of a model a region should hold.
+
+Decides what a valid wish is and gives it its generation. Each write is conditional on the key being what was read, so of two
+writers at once one is told to read again. Never decides who loads what: `placement.assign` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from placement.assign import Placement
+from runtime.errors import Aborted, InvalidArgument
+from runtime.ids import Region, placement_key
+from runtime.keyvalue import KeyValueStore, Write, unchanged
+from scheduler.codec import placement_bytes, placement_from
+from scheduler.control import Control
+
+MAX_COPIES = 10_000
+_ATTEMPTS = 4
+
+# As the registry takes them; a name is a part of a key.
+_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_REGION = re.compile(r"[a-z0-9-]{1,32}")
+
+
+class Placements:
+    """The place where wishes are made."""
+
+    def __init__(self, store: KeyValueStore, control: Control, home: Region) -> None:
+        self._store, self._control, self._home = store, control, home
+
+    async def place(self, wish: Placement) -> Placement:
+        """Write the wish with the next generation; an empty region is the scheduler's own. Raises InvalidArgument, Aborted."""
+        wish = checked(dataclasses.replace(wish, region=wish.region or self._home))
+        key = placement_key(wish.region, wish.model, wish.version)
+        for _ in range(_ATTEMPTS):
+            stored = await self._store.get(key)
+            known = [placement_from(stored.value)] if stored is not None else []
+            if (remembered := self._control.wish_at(key)) is not None:
+                known.append(remembered)
+            wish = dataclasses.replace(wish, generation=1 + max((each.generation for each in known), default=0))
+            condition = unchanged(key, stored.mod_revision if stored is not None else 0)
+            if (await self._store.txn([condition], [Write(key, placement_bytes(wish))])).succeeded:
+                return wish
+        raise Aborted(f"others are placing model {wish.model!r} version {wish.version} in {wish.region!r} too; try again")
+
+
+def checked(wish: Placement) -> Placement:
+    """The wish, if it can be written. Raises InvalidArgument."""
+    if not _MODEL.fullmatch(wish.model):
+        raise InvalidArgument(f"{wish.model!r} is no model name; letters, digits, '.', '_' and '-' are, up to 128 of them")
+    if not _VERSION.fullmatch(wish.version):
+        raise InvalidArgument(f"{wish.version!r} is no version; give a positive decimal number, such as 1")
+    if not _REGION.fullmatch(wish.region):
+        raise InvalidArgument(f"{wish.region!r} is no region; lower-case letters, digits and '-' are, up to 32 of them")
+    if wish.copies > MAX_COPIES:
+        raise InvalidArgument(f"{wish.copies} copies are too many; at most {MAX_COPIES} can be wished for")
+    if not _DIGEST.fullmatch(wish.digest) and (wish.copies or wish.digest):
+        raise InvalidArgument(f"{wish.digest!r} is no digest; give the version's sha256 from the registry, 64 hex digits")
+    return wish

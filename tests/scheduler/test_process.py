@@ -1,0 +1,102 @@
+"""The scheduler as a process of its own, over a real etcd: it starts, follows, outlives etcd, and ends when told to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from penstock.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+
+from runtime.channel import inner_channel
+from runtime.clock import SystemClock
+from runtime.etcd import EtcdStore
+from runtime.etcd_members import EtcdSettings
+from runtime.identity import Role
+from tests.scheduler.mesh import DIGEST, HERE, Mesh, assigned, model
+from tests.support.etcd import EtcdServer
+from tests.support.waiting import eventually
+
+
+class Running:
+    def __init__(self, folder: Path, etcd: EtcdServer) -> None:
+        self.mesh, self.etcd, self._folder = Mesh(folder, SystemClock()), etcd, folder
+        self.ready = folder / "ready.json"
+        self.mesh.node("scheduler", Role.SCHEDULER)
+        command = [sys.executable, "-m", "scheduler", "--identity_dir", str(folder / "scheduler")]
+        command += ["--etcd_endpoints", etcd.endpoint, "--ready_file", str(self.ready), "--region", HERE, "--metrics_port", "0"]
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        with (folder / "scheduler.log").open("wb") as log:
+            self.process = subprocess.Popen(command, stderr=log, env={**os.environ, "PYTHONPATH": path})
+
+    @property
+    def log(self) -> str:
+        return (self._folder / "scheduler.log").read_text()
+
+    async def stub(self) -> scheduler_pb2_grpc.FleetServiceStub:
+        await eventually(self.ready.exists)
+        port = json.loads(self.ready.read_text())["port"]
+        self.channel = inner_channel(f"127.0.0.1:{port}", self.mesh.node("cli", Role.OPERATOR), Role.SCHEDULER)
+        return scheduler_pb2_grpc.FleetServiceStub(self.channel)
+
+
+@pytest.fixture
+async def running(tmp_path: Path) -> AsyncIterator[Running]:
+    etcd = EtcdServer(tmp_path)
+    running = Running(tmp_path, etcd)
+    try:
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.process.kill()
+        running.process.wait(10)
+        etcd.stop()
+
+
+async def test_a_life(running: Running) -> None:
+    mesh, stub = running.mesh, await running.stub()
+    with pytest.raises(grpc.aio.AioRpcError, match="not reached etcd yet"):
+        await stub.ListWorkers(scheduler_pb2.ListWorkersRequest())
+    await running.etcd.astart()
+    async with EtcdStore(EtcdSettings.at(running.etcd.endpoint)) as store:
+        async with store.lease(ttl_s=2) as lease:
+            lease.put(mesh.key("a"), mesh.signed("a", mesh.presence("a", model())))
+            watch = stub.WatchFleet(scheduler_pb2.WatchFleetRequest(), wait_for_ready=True)
+            await _told(watch, lambda update: mesh.worker_id("a") in [each.worker_id for each in update.workers])
+            wish = scheduler_pb2.Placement(model="digits", version="1", digest=DIGEST, copies=1)
+            await stub.PlaceModel(scheduler_pb2.PlaceModelRequest(placement=wish))
+            await _told(watch, lambda update: bool(update.placements.placements))
+            async with asyncio.timeout(10):
+                while await assigned(store, mesh, "a") != [("digits", 1)]:
+                    await asyncio.sleep(0.02)
+
+            await running.etcd.akill()
+            await _told(watch, lambda update: update.stale)
+            assert len((await stub.ListWorkers(scheduler_pb2.ListWorkersRequest())).workers) == 1
+            running.etcd.empty()
+            await running.etcd.astart()
+            await _told(watch, lambda update: not update.stale)
+            async with asyncio.timeout(10):
+                while await assigned(store, mesh, "a") != [("digits", 1)]:
+                    await asyncio.sleep(0.02)
+            assert len((await stub.ListWorkers(scheduler_pb2.ListWorkersRequest())).workers) == 1
+            await lease.settle()
+        await _told(watch, lambda update: mesh.worker_id("a") in update.removed_worker_ids)
+    running.process.send_signal(signal.SIGTERM)
+    assert await asyncio.to_thread(running.process.wait, 10) == 0
+    assert await watch.read() is grpc.aio.EOF
+    await running.channel.close()
+    assert "Traceback" not in running.log
+
+
+async def _told(watch: object, condition: object) -> None:
+    async with asyncio.timeout(15):
+        while not condition(await watch.read()):  # type: ignore[attr-defined,operator]
+            pass
