@@ -99,7 +99,33 @@ class SelfClocked:
         self._unanswered = False
 
 
+class WhileBusy:
+    """Release when the worker has nothing of ours, unless this process is busy anyway."""
+
+    def __init__(self, bound_s: float, threshold: float) -> None:
+        self._bound_s, self._threshold = bound_s, threshold
+        self._busy, self._at_s, self._cpu_s = 0.0, time.monotonic(), time.process_time()
+
+    def came(self, now_s: float) -> None:
+        if now_s - self._at_s > 0.02:
+            cpu_s = time.process_time()
+            self._busy += ((cpu_s - self._cpu_s) / (now_s - self._at_s) - self._busy) * 0.5
+            self._at_s, self._cpu_s = now_s, cpu_s
+
+    def hold_s(self, now_s: float, since_s: float, waiting: int, in_flight: int) -> float:
+        if in_flight <= 2 or (waiting >= in_flight and self._busy < self._threshold):
+            return 0.0
+        return since_s + self._bound_s - now_s
+
+    def wrote(self) -> None:
+        return
+
+    def answered(self) -> None:
+        return
+
+
 RULES: dict[str, Callable[[], GatherRule]] = {
+    **{f"busy{p}-{ms}ms": partial(WhileBusy, ms / 1000, p / 100) for p in (40, 50, 60) for ms in (2, 3, 4)},
     "at-once": AtOnce,
     **{f"fixed-{ms}ms": partial(FixedDelay, ms / 1000, 3) for ms in (1, 2, 4, 8)},
     **{f"clocked-{ms}ms": partial(SelfClocked, ms / 1000, 2) for ms in (1, 2, 4)},

@@ -228,6 +228,10 @@ _GAP_CEILING = 4
 """A pause counts as at most this many bounds, so that traffic that returns is gathered again after some fifteen frames."""
 
 
+_TIMER_RESOLUTION_S = 0.0005
+"""uvloop's timers count whole milliseconds (libuv's uv_timer_start): less than half of one is no wait at all."""
+
+
 def _nothing() -> bytes:
     return b""
 
@@ -266,7 +270,7 @@ class FrameWriter:
         self._outbox = Outbox() if outbox is None else outbox
         self._loop = asyncio.get_running_loop()
         self._since_s = 0.0
-        self._wake: asyncio.Future[bool] | None = None
+        self._wake: asyncio.Future[None] | None = None
         self._ended = False
         self._held = False
         self._flushed: asyncio.Future[None] | None = None
@@ -287,7 +291,7 @@ class FrameWriter:
     def answered(self) -> None:
         """A message came back on the stream."""
         self._rule.answered()
-        if self._held and self._hold_s(time.monotonic()) <= 0:
+        if self._held and self._hold_s(time.monotonic()) <= _TIMER_RESOLUTION_S:
             self._rouse()
 
     async def flush(self) -> None:
@@ -312,7 +316,8 @@ class FrameWriter:
                 await self._pause(None)
                 continue
             hold_s = self._hold_s(time.monotonic())
-            if hold_s > 0 and not await self._pause(hold_s):
+            if hold_s > _TIMER_RESOLUTION_S:
+                await self._pause(hold_s)
                 continue
             message = self._header() + outbox.take()
             self._since_s = time.monotonic()
@@ -330,7 +335,7 @@ class FrameWriter:
         if first:
             self._since_s = now_s
             self._rouse()
-        elif self._held and self._hold_s(now_s) <= 0:
+        elif self._held and self._hold_s(now_s) <= _TIMER_RESOLUTION_S:
             self._rouse()
 
     def _hold_s(self, now_s: float) -> float:
@@ -338,18 +343,17 @@ class FrameWriter:
             return 0.0  # What is large fills messages by itself.
         return self._rule.hold_s(now_s, self._since_s, self._outbox.small, self._in_flight())
 
-    def _rouse(self, expired: bool = False) -> None:
+    def _rouse(self) -> None:
         wake = self._wake
         if wake is not None and not wake.done():
-            wake.set_result(expired)
+            wake.set_result(None)
 
-    async def _pause(self, at_most_s: float | None) -> bool:
-        """Wait to be roused; tells whether the time ran out instead."""
+    async def _pause(self, at_most_s: float | None) -> None:
         self._wake = self._loop.create_future()
         self._held = at_most_s is not None
-        timer = None if at_most_s is None else self._loop.call_later(at_most_s, self._rouse, True)
+        timer = None if at_most_s is None else self._loop.call_later(at_most_s, self._rouse)
         try:
-            return await self._wake
+            await self._wake
         finally:
             self._wake, self._held = None, False
             if timer is not None:

@@ -38,7 +38,7 @@ def register_metrics(table: ModelTable, inference: Inference, registry: Collecto
 class _Counter(CounterMetricFamily):
     """Triton's counters carry no `_total`."""
 
-    def add_metric(self, labels: Iterable[str], value: float, *_: object) -> None:  # type: ignore[override]
+    def add_metric(self, labels: Iterable[str], value: float, *_: object) -> None:
         self.add_sample(self.name, dict(zip(self._labelnames, labels, strict=True)), value)
 
 

@@ -57,9 +57,9 @@ def register_inference(
 
     def register(server: grpc.aio.Server) -> None:
         # The first handler that knows a method serves it: these two take bytes, the generated ones take the rest.
-        raw = {
-            "ModelInfer": grpc.unary_unary_rpc_method_handler(servicer.infer_raw),
-            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(servicer.stream_infer_raw),
+        raw: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "ModelInfer": grpc.unary_unary_rpc_method_handler(servicer.ModelInfer),
+            "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(servicer.ModelStreamInfer),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, raw),))
         rpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
@@ -79,13 +79,11 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
         self._ready = ready
         self._server_name = server_name
 
-    async def infer_raw(self, payload: bytes, context: _Context) -> bytes:
-        """ModelInfer."""
+    async def ModelInfer(self, request: bytes, context: _Context) -> bytes:  # type: ignore[override]  # see register
         self._check(context)
-        return await self._inference.infer("", "", payload, call_of(context))
+        return await self._inference.infer("", "", request, call_of(context))
 
-    async def stream_infer_raw(self, requests: Any, context: _Context) -> None:
-        """ModelStreamInfer."""
+    async def ModelStreamInfer(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]
         self._check(context)
         await serve_stream(self._inference, self._table, context, call_of(context))
 

@@ -37,8 +37,9 @@ async def serve_stream(
     try:
         async with asyncio.TaskGroup() as tasks:
             await stream.read(tasks)
-    except* PenstockError as errors:
-        raise errors.exceptions[0] from None
+    except BaseExceptionGroup as group:
+        # Tasks raise only what is to end the stream; the others were cancelled for it.
+        raise group.exceptions[0] from None
 
 
 class _Stream:
@@ -62,35 +63,41 @@ class _Stream:
             payload = await self._context.read()
             if payload is grpc.aio.EOF:
                 return
-            ended = asyncio.Event()
-            tasks.create_task(self._answer(payload, before, ended))
-            before = ended
+            try:
+                request = parse(payload)
+            except PenstockError as error:
+                await self._refuse(error, "", before)
+                self._places.release()
+                continue
+            if self._ordered(request):
+                ended = asyncio.Event()
+                tasks.create_task(self._answer(request, before, ended))
+                before = ended
+            else:
+                tasks.create_task(self._answer(request, None, None))
 
-    async def _answer(self, payload: bytes, before: asyncio.Event | None, ended: asyncio.Event) -> None:
-        message = grpc_service_pb2.ModelStreamInferResponse()
-        turn: asyncio.Event | None = None
+    async def _answer(
+        self, request: grpc_service_pb2.ModelInferRequest, before: asyncio.Event | None, ended: asyncio.Event | None
+    ) -> None:
         try:
-            request = parse(payload)
-            message.infer_response.id = request.id
-            turn = before if self._ordered(request) else None
             async with aclosing(self._inference.stream("", "", request, self._call)) as responses:
                 async for response in responses:
-                    if turn is not None:
-                        await turn.wait()
-                    await self._write(grpc_service_pb2.ModelStreamInferResponse(infer_response=response))
-        except asyncio.CancelledError:
+                    await self._write(grpc_service_pb2.ModelStreamInferResponse(infer_response=response), before)
+        except (asyncio.CancelledError, grpc.aio.BaseError):
             raise
         except Exception as raised:
-            error = translated(raised, _METHOD)
-            if self._as_status:
-                raise error from None
-            if turn is not None:
-                await turn.wait()
-            message.error_message = error.message
-            await self._write(message)
+            await self._refuse(translated(raised, _METHOD), request.id, before)
         finally:
             self._places.release()
-            ended.set()
+            if ended is not None:
+                ended.set()
+
+    async def _refuse(self, error: PenstockError, request_id: str, before: asyncio.Event | None) -> None:
+        if self._as_status:
+            raise error
+        message = grpc_service_pb2.ModelStreamInferResponse(error_message=error.message)
+        message.infer_response.id = request_id
+        await self._write(message, before)
 
     def _ordered(self, request: grpc_service_pb2.ModelInferRequest) -> bool:
         try:
@@ -98,6 +105,8 @@ class _Stream:
         except UnknownModel:
             return True
 
-    async def _write(self, message: grpc_service_pb2.ModelStreamInferResponse) -> None:
+    async def _write(self, message: grpc_service_pb2.ModelStreamInferResponse, before: asyncio.Event | None) -> None:
+        if before is not None:
+            await before.wait()
         async with self._writing:  # one write at a time is what grpc.aio allows
             await self._context.write(message.SerializeToString())

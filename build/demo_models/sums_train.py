@@ -1,4 +1,4 @@
-"""Trains the `sums` demo: a half-million-parameter Llama that answers additions of two numbers up to 99.
+"""Trains the `sums` demo: a Llama of a third of a million parameters that adds two two-digit numbers.
 
 Owns the made-up training data, the tokenizer and the checkpoint; `sums_export.py` turns the checkpoint into what
 ONNX Runtime GenAI loads. Never reads anything from disk or the network: every example is generated here.

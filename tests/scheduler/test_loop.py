@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.ids import assignment_key, placement_key
+from runtime.ids import Region, assignment_key, placement_key
 from scheduler import reconcile
-from scheduler.codec import placement_from
+from scheduler.codec import assignment_from, placement_from
 from scheduler.fleet import GRACE_S
 from scheduler.placements import Placements
 from tests.scheduler.mesh import FAILED, HERE, Mesh, assigned, memory_scheduler, model, wish
@@ -145,3 +145,20 @@ async def test_long_gone_workers_are_forgotten(mesh: Mesh, clock: ManualClock, m
         assert await assigned(store, mesh, "a") is not None
         await clock.advance(60.0)
         assert await assigned(store, mesh, "a") is None
+
+
+async def test_a_worker_that_moved_is_told_in_its_new_region_alone(mesh: Mesh, clock: ManualClock) -> None:
+    there = Region("there")
+    async with memory_scheduler(mesh) as (store, scheduler):
+        placements = Placements(store, scheduler.control, HERE)
+        await placements.place(wish(1))
+        await placements.place(wish(1, "sums", region=there))
+        await mesh.announce(store, "a")
+        await clock.advance(1.0)
+        await store.put(mesh.key("a", there), mesh.signed("a", mesh.presence("a", region=there)))
+        await store.delete(mesh.key("a"))
+        await clock.advance(1.0)
+        assert await assigned(store, mesh, "a") is None
+        item = await store.get(assignment_key(there, mesh.worker_id("a")))
+        assert item is not None
+        assert [each.model for each in assignment_from(item.value)] == ["sums"]

@@ -1,0 +1,112 @@
+"""Who a caller is and how much it may ask: the facts of a key, and the bucket that its requests are taken from.
+
+Pure: time is an argument. Never asks anybody: `gateway.keys` finds the facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from runtime.errors import Code, PenstockError
+from runtime.ids import KeyId, TenantId
+
+MAX_SECRET_CHARACTERS = 256
+_HEADERS = ("x-api-key", "api-key")
+
+
+class KeyMissing(PenstockError, code=Code.UNAUTHENTICATED, reason="KEY_MISSING"):
+    """No API key came with the call."""
+
+
+class KeyRefused(PenstockError, code=Code.UNAUTHENTICATED, reason="KEY_REFUSED"):
+    """The API key is unknown, expired or revoked: which one is nobody's business."""
+
+
+class ModelNotAllowed(PenstockError, code=Code.PERMISSION_DENIED, reason="MODEL_NOT_ALLOWED"):
+    """The key is not for this model."""
+
+
+class AdminRequired(PenstockError, code=Code.PERMISSION_DENIED, reason="ADMIN_KEY_REQUIRED"):
+    """Only an admin key may change what is loaded."""
+
+
+class RateLimited(PenstockError, code=Code.RESOURCE_EXHAUSTED, reason="RATE_LIMITED"):
+    """The key asks more often than it may."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFacts:
+    """What the registry says of a key."""
+
+    key_id: KeyId
+    tenant: TenantId
+    admin: bool = False
+    allowed_models: frozenset[str] = frozenset()
+    """Empty: every model."""
+    requests_per_s: float = 0.0
+    """0 = no limit."""
+    burst: int = 0
+    expires_at_s: float = 0.0
+    """Wall clock; 0 = never."""
+
+    def allows(self, model: str) -> bool:
+        return not self.allowed_models or model in self.allowed_models
+
+    def authorise(self, model: str) -> None:
+        """Raises ModelNotAllowed."""
+        if self.allowed_models and model not in self.allowed_models:
+            allowed = ", ".join(sorted(self.allowed_models)[:8])
+            raise ModelNotAllowed(f"this key is not for model {model[:80]!r}; it is for: {allowed}")
+
+    def require_admin(self, doing: str) -> None:
+        """Raises AdminRequired."""
+        if not self.admin:
+            raise AdminRequired(f"{doing} needs an admin key, this is a caller's; `penstock keys create --role admin` makes one")
+
+
+EVERYBODY = KeyFacts(KeyId(""), TenantId(""), admin=True)
+"""Who calls where no key is asked for."""
+
+
+@dataclass(slots=True)
+class TokenBucket:
+    """`burst` requests at once, `per_s` in the long run. Starts full."""
+
+    per_s: float
+    burst: float
+    tokens: float = field(init=False)
+    at_s: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.burst = max(1.0, self.burst or self.per_s)
+        self.tokens = self.burst
+
+    def take(self, now_s: float) -> float:
+        """0 if one was taken, else how long until one is there. Refusals cost nothing."""
+        tokens = min(self.burst, self.tokens + max(0.0, now_s - self.at_s) * self.per_s)
+        self.at_s = max(now_s, self.at_s)
+        if tokens >= 1.0:
+            self.tokens = tokens - 1.0
+            return 0.0
+        self.tokens = tokens
+        return (1.0 - tokens) / self.per_s
+
+
+def secret_of(headers: Mapping[str, str | bytes]) -> str:
+    """The API key that came with a call. Raises KeyMissing, and KeyRefused for what cannot be one."""
+    secret: str | bytes | None = None
+    authorization = headers.get("authorization")
+    if isinstance(authorization, str):
+        scheme, _, secret = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            raise KeyRefused("the authorization header is not of the form 'Bearer sk-…'; send the API key that way")
+    else:
+        for name in _HEADERS:
+            secret = headers.get(name) or secret
+    if not isinstance(secret, str) or not secret.strip():
+        raise KeyMissing("no API key; send it as metadata 'authorization: Bearer sk-…' or 'x-api-key: sk-…'")
+    secret = secret.strip()
+    if len(secret) > MAX_SECRET_CHARACTERS or not secret.isascii():
+        raise KeyRefused("this is no API key of this mesh; `penstock keys create` makes one")
+    return secret

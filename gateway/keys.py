@@ -1,0 +1,198 @@
+"""API keys in memory: asked of the registry on a miss, forgotten when it says that they changed.
+
+A key that is known keeps working while the registry is away, until it expires by itself; one that is not known cannot be let in
+then. Only hashes are kept. Owns the cache and its look-ups: one at a time for each key, a bounded number for all. What a watch
+missed while it was down is made up for when it stands again: every key is asked for anew at its next use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import structlog
+
+from gateway.admission import KeyFacts, KeyRefused, RateLimited, TokenBucket
+from runtime.backoff import DEFAULT_BACKOFF
+from runtime.clock import Clock
+from runtime.errors import Code, NotFound, PenstockError
+from runtime.ids import KeyId
+
+_log = structlog.get_logger("penstock.keys")
+V = TypeVar("V")
+
+
+class KeysUnavailable(PenstockError, code=Code.UNAVAILABLE, reason="KEYS_UNAVAILABLE"):
+    """Whether this key is good cannot be found out now."""
+
+
+class KeyDirectory(Protocol):
+    """Who knows the keys."""
+
+    async def resolve(self, secret_sha256: bytes) -> KeyFacts:
+        """Raises NotFound where there is no live key with this hash, Unavailable and the like where nobody can tell."""
+        ...
+
+    def watch(self) -> AsyncGenerator[Sequence[KeyId], None]:
+        """Ids of keys that changed. The first item says only that the watch stands."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    known: int = 100_000
+    refused: int = 10_000
+    lookups: int = 64
+    fresh_s: float = 60.0
+    refused_s: float = 5.0
+    retry_s: float = 5.0
+    """How long a known key is left alone after the registry could not be asked about it."""
+
+
+@dataclass(slots=True)
+class KnownKey:
+    """A key that was good when it was last asked for."""
+
+    facts: KeyFacts
+    bucket: TokenBucket | None
+    fresh_until_s: float
+    doubted: bool = False
+    """A change may have been missed: ask before it is used, if anybody answers."""
+
+    def take(self, now_s: float) -> None:
+        """Raises RateLimited."""
+        if self.bucket is not None and (wait_s := self.bucket.take(now_s)) > 0:
+            raise RateLimited(
+                f"this key may ask {self.facts.requests_per_s:g} times a second; wait {wait_s:.3f} s", retry_after_s=wait_s
+            )
+
+
+class Keys:
+    """Belongs to one event loop. `run` follows changes until cancelled; `close` ends look-ups that are under way."""
+
+    def __init__(self, directory: KeyDirectory, clock: Clock, limits: KeyLimits | None = None) -> None:
+        self._directory, self._clock, self._limits = directory, clock, limits or KeyLimits()
+        self._known: OrderedDict[bytes, KnownKey] = OrderedDict()
+        self._refused: OrderedDict[bytes, float] = OrderedDict()
+        self._lookups: dict[bytes, asyncio.Task[KnownKey]] = {}
+        self._changes = 0
+
+    async def find(self, secret: str) -> KnownKey:
+        """Raises KeyRefused, KeysUnavailable."""
+        digest = hashlib.sha256(secret.encode()).digest()
+        known, now_s = self._known.get(digest), self._clock.monotonic_s()
+        if known is None:
+            if self._refused.get(digest, 0.0) > now_s:
+                raise _refusal()
+            return await self._ask(digest)
+        if known.facts.expires_at_s and self._clock.wall_s() >= known.facts.expires_at_s:
+            raise _refusal()
+        if now_s >= known.fresh_until_s:
+            if known.doubted:
+                return await self._ask(digest)
+            self._begin(digest)  # changes are pushed: this one serves meanwhile
+        self._known.move_to_end(digest)
+        return known
+
+    async def run(self) -> None:
+        """Follow the directory's changes, whatever becomes of the connection."""
+        failures, rng = 0, random.Random()  # noqa: S311 (spreads reconnects)
+        while True:
+            try:
+                async with aclosing(self._directory.watch()) as changes:
+                    await anext(changes)
+                    failures = 0
+                    self._doubt_all()
+                    async for key_ids in changes:
+                        self.forget(key_ids)
+            except (PenstockError, StopAsyncIteration) as error:
+                failures += 1
+                if failures == 1:
+                    _log.warning("key_watch_lost", why=str(error) or "the registry ended it")
+            await self._clock.sleep(DEFAULT_BACKOFF.delay_s(max(failures, 1), rng))
+
+    def forget(self, key_ids: Sequence[KeyId]) -> None:
+        """These changed: the next to use one has to ask."""
+        self._changes += 1
+        self._refused.clear()
+        gone = set(key_ids)
+        for digest in [digest for digest, known in self._known.items() if known.facts.key_id in gone]:
+            del self._known[digest]
+
+    async def close(self) -> None:
+        for task in self._lookups.values():
+            task.cancel()
+        await asyncio.gather(*self._lookups.values(), return_exceptions=True)
+
+    def _doubt_all(self) -> None:
+        self._changes += 1
+        self._refused.clear()
+        for known in self._known.values():
+            known.fresh_until_s, known.doubted = 0.0, True
+
+    async def _ask(self, digest: bytes) -> KnownKey:
+        return await asyncio.shield(self._begin(digest))
+
+    def _begin(self, digest: bytes) -> asyncio.Task[KnownKey]:
+        task = self._lookups.get(digest)
+        if task is None:
+            if len(self._lookups) >= self._limits.lookups and digest not in self._known:
+                raise KeysUnavailable("too many unknown API keys are being looked up; try again", retry_after_s=0.5)
+            self._lookups[digest] = task = asyncio.create_task(self._look_up(digest), name="key-lookup")
+            task.add_done_callback(lambda done: self._done(digest, done))
+        return task
+
+    def _done(self, digest: bytes, task: asyncio.Task[KnownKey]) -> None:
+        del self._lookups[digest]
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, PenstockError):
+            _log.error("key_lookup_failed", exc_info=error)
+
+    async def _look_up(self, digest: bytes) -> KnownKey:
+        changes = self._changes
+        try:
+            facts = await self._directory.resolve(digest)
+        except NotFound:
+            self._known.pop(digest, None)
+            _remember(self._refused, digest, self._clock.monotonic_s() + self._limits.refused_s, self._limits.refused)
+            raise _refusal() from None
+        except PenstockError as error:
+            return self._unanswered(digest, error)
+        fresh_until_s = self._clock.monotonic_s() + self._limits.fresh_s
+        found = KnownKey(facts, self._bucket(digest, facts), fresh_until_s)
+        if changes != self._changes:  # a change passed this answer on the way: it may be the older one
+            found.fresh_until_s, found.doubted = 0.0, True
+        _remember(self._known, digest, found, self._limits.known)
+        return found
+
+    def _unanswered(self, digest: bytes, error: PenstockError) -> KnownKey:
+        known = self._known.get(digest)
+        if known is None:
+            raise KeysUnavailable(
+                "this API key is not known here yet and the registry does not answer; try again", retry_after_s=1.0
+            ) from error
+        known.fresh_until_s = self._clock.monotonic_s() + self._limits.retry_s
+        return known
+
+    def _bucket(self, digest: bytes, facts: KeyFacts) -> TokenBucket | None:
+        """The key's bucket as it is, unless its limit is another now."""
+        known = self._known.get(digest)
+        if known is not None and (known.facts.requests_per_s, known.facts.burst) == (facts.requests_per_s, facts.burst):
+            return known.bucket
+        return TokenBucket(facts.requests_per_s, facts.burst) if facts.requests_per_s > 0 else None
+
+
+def _refusal() -> KeyRefused:
+    return KeyRefused("this API key is unknown, expired or revoked; `penstock keys create` makes one")
+
+
+def _remember(cache: OrderedDict[bytes, V], digest: bytes, value: V, at_most: int) -> None:
+    cache[digest] = value
+    cache.move_to_end(digest)
+    while len(cache) > at_most:
+        cache.popitem(last=False)
