@@ -65,6 +65,8 @@ def plan_mesh(options: MeshOptions) -> Mesh:
     etcd_client, etcd_peer, registry_port, scheduler_port, gateway_port = free_ports(5)
     etcd = options.etcd or f"127.0.0.1:{etcd_client}"
     words = _Words(options, data, etcd)
+    edge = {"http_host": options.host, "http_port": http_port, "envoy_identity_dir": data / "identities" / "envoy"}
+    edge = edge if options.envoy else {}
     specs = [] if options.etcd else [_etcd(data, etcd_client, etcd_peer)]
     specs += [
         words.service(
@@ -81,10 +83,9 @@ def plan_mesh(options: MeshOptions) -> Mesh:
             port=gateway_port,
             edge_host=options.host,
             edge_port=grpc_port,
-            http_host=options.host,
-            http_port=http_port,
             registry_address=f"127.0.0.1:{registry_port}",
             scheduler_address=f"127.0.0.1:{scheduler_port}",
+            **edge,
         ),
     ]
     specs += [

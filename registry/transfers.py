@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -51,8 +51,13 @@ class Transfers:
         _check_sha256(sha256)
         return await self._objects.stat(sha256)
 
-    async def receive(self, start: UploadStart, parts: AsyncIterator[bytes]) -> FileStatus:
-        """Store what comes until the sender ends or breaks off; what came stays. A file that is here already is not read."""
+    async def receive(
+        self, start: UploadStart, parts: AsyncIterator[bytes], accept: Callable[[], Awaitable[None]]
+    ) -> FileStatus:
+        """Store what comes until the sender ends or breaks off; what came stays. A file that is here already is not read.
+
+        `accept` is called once nothing stands against the upload any more, before its first part is read.
+        """
         self._check(start)
         known = await self._objects.stat(start.sha256)
         if known.complete:
@@ -62,6 +67,7 @@ class Transfers:
         upload = self._objects.upload(start.sha256, size_bytes=start.size_bytes, offset_bytes=start.offset_bytes)
         with self._place():
             async with upload as receiving:
+                await accept()
                 while (part := await self._next(parts)) is not None:
                     await receiving.write(part)
                 return await receiving.finish()

@@ -95,6 +95,7 @@ class ModelServiceServicer:
 
     def UploadFile(self, request_iterator, context):
         """The first message says what and from where, the others carry bytes. What arrived stays when the connection breaks.
+        Initial metadata comes once the registry takes the upload: who waits for it sends nothing in vain.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -19,7 +19,9 @@ class ModelServiceStub:
     StatFile: _aio.UnaryUnaryMultiCallable[_models_pb2.StatFileRequest, _models_pb2.StatFileResponse]
     """How much of a file the registry holds already: where an upload goes on."""
     UploadFile: _aio.StreamUnaryMultiCallable[_models_pb2.UploadFileRequest, _models_pb2.UploadFileResponse]
-    """The first message says what and from where, the others carry bytes. What arrived stays when the connection breaks."""
+    """The first message says what and from where, the others carry bytes. What arrived stays when the connection breaks.
+    Initial metadata comes once the registry takes the upload: who waits for it sends nothing in vain.
+    """
     FetchFile: _aio.UnaryStreamMultiCallable[_models_pb2.FetchFileRequest, _models_pb2.FetchFileResponse]
     PublishVersion: _aio.UnaryUnaryMultiCallable[_models_pb2.PublishVersionRequest, _models_pb2.PublishVersionResponse]
     """Makes a version of files that were uploaded. Versions never change afterwards."""
@@ -55,7 +57,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _abc.AsyncIterator[_models_pb2.UploadFileRequest],
         context: _aio.ServicerContext[_abc.AsyncIterator[_models_pb2.UploadFileRequest], _abc.Awaitable[_models_pb2.UploadFileResponse]],
     ) -> _abc.Awaitable[_models_pb2.UploadFileResponse]:
-        """The first message says what and from where, the others carry bytes. What arrived stays when the connection breaks."""
+        """The first message says what and from where, the others carry bytes. What arrived stays when the connection breaks.
+        Initial metadata comes once the registry takes the upload: who waits for it sends nothing in vain.
+        """
 
     @_abc_1.abstractmethod
     def FetchFile(

@@ -865,6 +865,7 @@ class ModelServiceStub(betterproto2_grpclib.ServiceStub):
     ) -> "UploadFileResponse":
         """
         The first message says what and from where, the others carry bytes. What arrived stays when the connection breaks.
+        Initial metadata comes once the registry takes the upload: who waits for it sends nothing in vain.
         """
 
         return await self._stream_unary(

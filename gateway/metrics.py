@@ -1,0 +1,64 @@
+"""What the gateway counts, for Prometheus. Labels are bounded: a model that is not in the fleet is counted as "other"."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+OTHER = "other"
+_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_MAX_MODELS = 1_000
+
+
+class GatewayMetrics:
+    """Made once per process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        labels = ("method", "model", "code")
+        self._requests = Counter("penstock_gateway_requests", "Requests answered.", labels, registry=registry)
+        self._seconds = Histogram(
+            "penstock_gateway_request_seconds",
+            "From the arrival of a request to its last answer.",
+            ("method", "model"),
+            buckets=_BUCKETS_S,
+            registry=registry,
+        )
+        self._retries = Counter(
+            "penstock_gateway_retries", "Requests sent to another worker.", ("reason", "granted"), registry=registry
+        )
+        self._refusals = Counter(
+            "penstock_gateway_admission_refusals", "Requests refused before routing.", ("reason",), registry=registry
+        )
+        self._cold = Counter("penstock_gateway_cold_waits", "Requests that waited for a copy.", registry=registry)
+        self.in_flight = Gauge("penstock_gateway_in_flight", "Requests being answered.", registry=registry)
+        self.links = Gauge("penstock_gateway_links", "Links to workers, by state.", ("state",), registry=registry)
+        self._models: set[str] = set()
+        self._answered: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+
+    def answered(self, method: str, model: str, elapsed_s: float) -> None:
+        """One request went well. `model` is one of the fleet's."""
+        # Children are remembered: looking them up by labels costs more than counting does.
+        found = self._answered.get((method, model))
+        if found is None:
+            label = self._label(model)
+            found = self._requests.labels(method, label, "OK"), self._seconds.labels(method, label)
+            if len(self._answered) < _MAX_MODELS:
+                self._answered[method, model] = found
+        found[0].inc()
+        found[1].observe(elapsed_s)
+
+    def failed(self, method: str, model: str, code: str) -> None:
+        self._requests.labels(method, model if model in self._models else OTHER, code).inc()
+
+    def retried(self, reason: str, *, granted: bool) -> None:
+        self._retries.labels(reason, "yes" if granted else "no").inc()
+
+    def refused(self, reason: str) -> None:
+        self._refusals.labels(reason).inc()
+
+    def waited(self) -> None:
+        self._cold.inc()
+
+    def _label(self, model: str) -> str:
+        if len(self._models) < _MAX_MODELS:
+            self._models.add(model)
+        return model if model in self._models else OTHER
