@@ -4,7 +4,7 @@ Each variant is a gateway process (unary edge, WorkerLink) and a worker process 
 started first and then driven in turn by one client, round by round, so that a busy machine disturbs all alike. Printed: CPU
 of each process per request, in µs, request frames per message, p50 and p99. `bare` answers with the same engine in one process.
 
-    python benchmarks/execute_streams.py [--rounds 5] [--requests 3000] [--variants mtls:clocked-1ms,...]
+    python benchmarks/execute_streams.py [--rounds 5] [--requests 3000] [--variants mtls:unanswered-2ms,...]
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from runtime.channel import channel_options  # noqa: E402
 from runtime.identity import Authority, Role, load_identity  # noqa: E402
 from runtime.ids import WorkerId  # noqa: E402
 from runtime.serving import Listen, serving  # noqa: E402
-from runtime.streams import AtOnce, FlightShare, GatherRule  # noqa: E402
+from runtime.streams import AtOnce, GatherRule, WhileUnanswered  # noqa: E402
 from worker.execution import SERVICE, Execution  # noqa: E402
 from worker.types import CallContext, Load  # noqa: E402
 
@@ -69,19 +69,11 @@ class FixedDelay:
         return
 
 
-class SelfClocked:
-    """Write when the previous message was answered or a bound has passed; with few calls in flight, at once.
-
-    The answers are the clock: while the worker is busy with what it has, requests gather; the moment it answers they leave
-    together. No frame waits longer than `bound_s`. Cousin of Nagle's algorithm (RFC 896), which holds data back while
-    earlier data is unacknowledged; the bound is what keeps a slow answer from holding up an unrelated request.
-    """
-
-    __slots__ = ("_bound_s", "_free_in_flight", "_unanswered")
+class AnyAnswer:
+    """Gather until any message came back since the last one left, or a bound has passed."""
 
     def __init__(self, bound_s: float, free_in_flight: int) -> None:
-        self._bound_s = bound_s
-        self._free_in_flight = free_in_flight
+        self._bound_s, self._free_in_flight = bound_s, free_in_flight
         self._unanswered = False
 
     def came(self, now_s: float) -> None:
@@ -90,7 +82,7 @@ class SelfClocked:
     def hold_s(self, now_s: float, since_s: float, waiting: int, in_flight: int) -> float:
         if not self._unanswered or in_flight <= self._free_in_flight:
             return 0.0
-        return max(0.0, since_s + self._bound_s - now_s)
+        return since_s + self._bound_s - now_s
 
     def wrote(self) -> None:
         self._unanswered = True
@@ -125,11 +117,11 @@ class WhileBusy:
 
 
 RULES: dict[str, Callable[[], GatherRule]] = {
-    **{f"busy{p}-{ms}ms": partial(WhileBusy, ms / 1000, p / 100) for p in (40, 50, 60) for ms in (2, 3, 4)},
     "at-once": AtOnce,
-    **{f"fixed-{ms}ms": partial(FixedDelay, ms / 1000, 3) for ms in (1, 2, 4, 8)},
-    **{f"clocked-{ms}ms": partial(SelfClocked, ms / 1000, 2) for ms in (1, 2, 4)},
-    **{f"share{share}-{ms}ms": partial(FlightShare, ms / 1000, share) for share in (1, 2, 3, 4) for ms in (1, 2, 4, 8)},
+    **{f"fixed-{ms}ms": partial(FixedDelay, ms / 1000, 3) for ms in (1, 2, 4)},
+    **{f"any-answer-{ms}ms": partial(AnyAnswer, ms / 1000, 2) for ms in (1, 2, 4)},
+    **{f"unanswered-{ms}ms": partial(WhileUnanswered, ms / 1000, 2) for ms in (1, 2, 4)},
+    **{f"busy-{ms}ms": partial(WhileBusy, ms / 1000, 0.5) for ms in (2, 4)},
 }
 
 
@@ -310,7 +302,7 @@ class Variant:
     slices: dict[str, list[Slice]] = field(default_factory=dict)
 
     async def drive(self, level: str, requests: int) -> None:
-        infer: Callable[[bytes], Any] = self.edge.unary_unary("/bench.Edge/Infer")
+        infer: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self.edge.unary_unary("/bench.Edge/Infer")
         payload = b"p" * 256
         latencies: list[float] = []
 
@@ -343,7 +335,7 @@ class Variant:
     async def _messages(self, channel: grpc.aio.Channel | None) -> int:
         if channel is None:
             return 0
-        ask: Callable[[bytes], Any] = channel.unary_unary("/bench.Stats/Messages")
+        ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/bench.Stats/Messages")
         return int(await ask(b""))
 
 
@@ -479,7 +471,7 @@ def report(variants: list[Variant], levels: list[str]) -> None:
             print("| " + " | ".join(cells) + " |")
 
 
-DEFAULT = "bare,mtls:at-once,mtls:fixed-1ms,mtls:clocked-1ms,mtls:clocked-2ms,plain:clocked-1ms"
+DEFAULT = "bare,mtls:at-once,mtls:fixed-1ms,mtls:any-answer-2ms,mtls:unanswered-2ms,plain:unanswered-2ms,mtls:unanswered-2ms*2"
 
 
 def main() -> None:

@@ -76,7 +76,8 @@ class Router:
 
     async def infer(self, request: Request, payload: bytes, call: CallContext) -> bytes:
         """inference.ModelInferRequest → inference.ModelInferResponse. Raises what the worker answered, or why none was asked."""
-        journey, loop, state = None, self._loop, self._fleet.state
+        journey: _Journey | None = None
+        loop, state = self._loop, self._fleet.state
         self._budget.note_request(loop.time())
         while True:
             granted = self._grant(request if journey is None else journey.request)
@@ -154,7 +155,8 @@ class Router:
     async def _wait(self, journey: _Journey, refused: Refused, changed: asyncio.Event) -> None:
         """Return when it may be worth choosing again. Raises if waiting cannot help, or when time is up."""
         fleet, now_s = self._fleet, self._loop.time()
-        connecting = [fleet.links[each] for each in journey.unconnected if each in fleet.links]
+        links = [fleet.links[each] for each in journey.unconnected if each in fleet.links]
+        connecting = [link for link in links if not link.load.draining]
         error = self._refusal(journey, refused)
         if not connecting and not self._may_come(journey, refused):
             raise journey.failure or error

@@ -15,8 +15,8 @@ from registry.accounts import Accounts
 from registry.catalogue import Catalogue
 from registry.changes import KeyChanges
 from registry.publishing import Publishing
-from registry.transfers import Transfers, UploadStart
-from runtime.errors import InvalidArgument
+from registry.transfers import Transfers, UploadSilent, UploadStart
+from runtime.errors import InvalidArgument, PenstockError
 from runtime.identity import Role
 from runtime.ids import Digest, KeyId, ModelName, ModelVersion, TenantId
 from runtime.manifests import verify_manifest
@@ -88,19 +88,20 @@ class ModelServicer(models_pb2_grpc.ModelServiceServicer):
         self, request_iterator: AsyncIterator[models_pb2.UploadFileRequest], context: Context
     ) -> models_pb2.UploadFileResponse:
         inner_peer(context, *_OPERATOR)
-        first = await anext(request_iterator, None)
-        if first is None or first.WhichOneof("part") != "header":
-            raise InvalidArgument("the first message of an upload must be its header")
-        header = first.header
-        start = UploadStart(Digest(header.sha256), header.size_bytes, header.offset_bytes)
+        start = _start(await self._transfers.heard(request_iterator))
 
         async def accept() -> None:
             await context.send_initial_metadata(())
 
         try:
-            return codec.upload_message(await self._transfers.receive(start, _data(request_iterator), accept))
-        finally:
+            status = await self._transfers.receive(start, _data(request_iterator), accept)
+        except UploadSilent:
+            raise
+        except PenstockError:
             await _read_off(request_iterator)
+            raise
+        await _read_off(request_iterator)
+        return codec.upload_message(status)
 
     async def FetchFile(self, request: models_pb2.FetchFileRequest, context: Context) -> None:  # type: ignore[override]
         inner_peer(context, *_FILE_READERS)
@@ -146,6 +147,12 @@ class AccountServicer(accounts_pb2_grpc.AccountServiceServicer):
             await context.write(accounts_pb2.WatchKeysResponse())
             while True:
                 await context.write(accounts_pb2.WatchKeysResponse(key_ids=await watch.changed()))
+
+
+def _start(first: models_pb2.UploadFileRequest | None) -> UploadStart:
+    if first is None or first.WhichOneof("part") != "header":
+        raise InvalidArgument("the first message of an upload must be its header")
+    return UploadStart(Digest(first.header.sha256), first.header.size_bytes, first.header.offset_bytes)
 
 
 async def _data(messages: AsyncIterator[models_pb2.UploadFileRequest]) -> AsyncIterator[bytes]:

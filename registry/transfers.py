@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from registry.policy import is_sha256
 from registry.ports import Objects, UploadRefused
 from registry.types import FileStatus
 from runtime.errors import Code, InvalidArgument, PenstockError
 from runtime.ids import Digest
+
+T = TypeVar("T")
 
 CHUNK_BYTES = 512 * 1024
 
@@ -68,7 +71,7 @@ class Transfers:
         with self._place():
             async with upload as receiving:
                 await accept()
-                while (part := await self._next(parts)) is not None:
+                while (part := await self.heard(parts)) is not None:
                     await receiving.write(part)
                 return await receiving.finish()
 
@@ -77,7 +80,8 @@ class Transfers:
         _check_sha256(sha256)
         return self._objects.read(sha256, offset_bytes=offset_bytes, chunk_bytes=CHUNK_BYTES)
 
-    async def _next(self, parts: AsyncIterator[bytes]) -> bytes | None:
+    async def heard(self, parts: AsyncIterator[T]) -> T | None:
+        """The sender's next message; None at the end. Raises UploadSilent."""
         try:
             async with asyncio.timeout(self._limits.silence_s):
                 return await anext(parts, None)

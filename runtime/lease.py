@@ -186,7 +186,6 @@ class KeptLease:
         asked_at_s = self._clock.monotonic_s()
         granted = await self._source.grant_lease(self._ttl_s)
         self._lease_id = granted.lease_id
-        self._dirty.update(dict.fromkeys(self._wanted))
         self._extend(asked_at_s, granted.ttl_s)
         _log.info("lease_granted", lease_id=granted.lease_id, ttl_s=granted.ttl_s, keys=len(self._wanted))
 

@@ -189,20 +189,20 @@ class AtOnce:
         return
 
 
-class FlightShare:
-    """Write once a share of the calls in flight has gathered, or a bound has passed; where little comes, at once.
+class WhileUnanswered:
+    """Gather while the peer still works on what it was sent: write once all of that is answered, or a bound has passed.
 
-    With `share` 4 and 32 in flight a message leaves with the eighth frame: some four groups are under way, one in the
-    engine while others travel or gather. Up to `share` in flight nothing ever waits. And a frame waits only where others
-    may be expected to join it: the mean gap between frames must be shorter than the bound, so that many slow calls in
-    flight do not hold up the odd fast one. Source: docs/decisions/0005-gather-rule.md.
+    The answers are the clock, as acknowledgements are in Nagle's algorithm (RFC 896). With at most `free_in_flight` calls
+    open nothing ever waits. And a frame waits only where others may be expected to join it: the mean gap between frames
+    must be shorter than the bound, so that many slow calls in flight do not hold up the odd fast one. Measured in
+    docs/decisions/0005-gather-rule.md.
     """
 
-    __slots__ = ("_bound_s", "_gap_s", "_last_s", "_share")
+    __slots__ = ("_bound_s", "_free_in_flight", "_gap_s", "_last_s")
 
-    def __init__(self, bound_s: float, share: int) -> None:
+    def __init__(self, bound_s: float, free_in_flight: int) -> None:
         self._bound_s = bound_s
-        self._share = share
+        self._free_in_flight = free_in_flight
         self._last_s = 0.0
         self._gap_s = _GAP_CEILING * bound_s
 
@@ -212,7 +212,7 @@ class FlightShare:
         self._gap_s += (gap_s - self._gap_s) * _GAP_WEIGHT
 
     def hold_s(self, now_s: float, since_s: float, waiting: int, in_flight: int) -> float:
-        if waiting * self._share >= in_flight or self._gap_s > self._bound_s:
+        if in_flight <= self._free_in_flight or waiting >= in_flight or self._gap_s > self._bound_s:
             return 0.0
         return since_s + self._bound_s - now_s
 

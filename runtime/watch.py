@@ -124,9 +124,6 @@ class ResumingWatch:
                 async with self._source.changes(self._prefix, self._revision) as stream:
                     self._connected_at_s = connected_at_s = self._clock.monotonic_s()
                     await self._pass_on(stream)
-            except RevisionGone as error:
-                self._known = None
-                failures = self._failed(error, failures, connected_at_s)
             except Exception as error:
                 failures = self._failed(error, failures, connected_at_s)
             await self._clock.sleep(self._timing.backoff.delay_s(failures, self._rng))

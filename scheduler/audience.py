@@ -60,6 +60,10 @@ class Watcher:
         self._placements = True
         self._news.set()
 
+    def hear_of_staleness(self, stale: bool) -> None:
+        if stale is not self._stale:
+            self._news.set()
+
     def wake(self) -> None:
         self._news.set()
 
@@ -130,8 +134,14 @@ class Audience:
         for watcher in self._watchers:
             watcher.hear_of_placements()
 
-    def wake(self) -> None:
+    def tell_staleness(self) -> None:
         """Whether etcd is seen may have changed."""
+        stale = self.stale()
+        for watcher in self._watchers:
+            watcher.hear_of_staleness(stale)
+
+    def wake(self) -> None:
+        """There may be news for all."""
         for watcher in self._watchers:
             watcher.wake()
 

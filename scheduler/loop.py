@@ -108,12 +108,14 @@ class Scheduler:
             now_s = self._clock.monotonic_s()
             if connected is not (connected := self.connected()):
                 _log.info("etcd_seen" if connected else "etcd_away", workers=len(self.fleet.members))
-                self.audience.wake()
-                self.reconciler.touch()
+            # By what each was last told and last could do, not by the change seen here: etcd may go and come between two ticks.
+            self.audience.tell_staleness()
             if connected:
                 self._spread(self.fleet.expire(now_s))
             else:
                 self.fleet.hold(now_s)
+            if connected and self.reconciler.deferred:
+                self.reconciler.touch()
             if now_s >= resync_at_s:
                 resync_at_s = now_s + RESYNC_S
                 self.reconciler.touch()

@@ -59,6 +59,8 @@ class Reconciler:
         self._told_at: dict[WorkerId, int] = {}
         """The sequence of each worker's presence when it was last told what to hold."""
         self._shortfalls: tuple[Shortfall, ...] = ()
+        self.deferred = False
+        """A round was due while etcd was not seen."""
         self.writes = 0
         self.failures = 0
 
@@ -86,7 +88,8 @@ class Reconciler:
 
     async def round(self) -> None:
         """Read the world, write what differs. Raises Aborted where another wrote meanwhile, and whatever the store raises."""
-        if not (self._fleet.synced and self._control.synced and self._connected()):
+        self.deferred = not (self._fleet.synced and self._control.synced and self._connected())
+        if self.deferred:
             return
         await self._restore_wishes()
         workers = {worker.worker_id: self._answered(worker) for worker in self._fleet.workers()}

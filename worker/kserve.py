@@ -7,7 +7,7 @@ InvalidArgument (or Unimplemented) that names what was seen and what is taken. S
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,14 @@ from inference import grpc_service_pb2
 
 from runtime.errors import InvalidArgument, Unimplemented
 from worker.classification import top_classes
-from worker.datatypes import DATATYPES
+from worker.datatypes import DATATYPES, Datatype
 from worker.engine import Array
 from worker.tensors import check_utf8, from_raw, from_typed, to_raw
 from worker.types import ModelSpec, TensorSpec
 
 _MAX_DIMENSION = 2**40
+_LAYOUTS, _LAYOUT_BYTES = 256, 1024
+"""How many layouts a model remembers, and the largest that it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,15 @@ class TensorRequest:
     parameters: Parameters
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Inputs that were found to fit the model: name, datatype and shape of each, and the rows that they share."""
+
+    tensors: tuple[tuple[str, Datatype, tuple[int, ...]], ...]
+    rows: int
+    shape: object
+
+
 def parse(payload: bytes) -> grpc_service_pb2.ModelInferRequest:
     """Raises InvalidArgument for bytes that are no such message."""
     try:
@@ -79,20 +90,36 @@ class RequestCodec:
         self._required = frozenset(tensor.name for tensor in spec.inputs if not tensor.optional)
         self._outputs = {tensor.name: (index, tensor) for index, tensor in enumerate(spec.outputs)}
         self._all_outputs = tuple(RequestedOutput(index, tensor) for index, tensor in enumerate(spec.outputs))
+        self._layouts: dict[bytes, Layout] = {}
         self._template = grpc_service_pb2.ModelInferResponse(model_name=spec.model, model_version=spec.version)
 
     def decode(self, request: grpc_service_pb2.ModelInferRequest) -> TensorRequest:
         """Check everything before anything runs. Raises InvalidArgument, Unimplemented."""
         parameters = parameters_of(request.parameters) if request.parameters else _NO_PARAMETERS
         outputs = self._requested(request.outputs) if request.outputs else self._all_outputs
-        inputs, rows = self._arrays(request)
-        shape: object
-        if len(inputs) == 1:
-            ((name, array),) = inputs.items()
-            shape = (name, array.shape[1:])
+        raws = request.raw_input_contents
+        if raws:
+            layout = self._known_layout(request)
+            if len(raws) != len(layout.tensors):
+                raise InvalidArgument(
+                    f"request for model {self._spec.model!r} has {len(layout.tensors)} inputs and {len(raws)} raw_input_contents;"
+                    " send one for each input, in order"
+                )
+            inputs = {
+                name: from_raw(raw, datatype, shape, name)
+                for (name, datatype, shape), raw in zip(layout.tensors, raws, strict=True)
+            }
         else:
-            shape = tuple(sorted((name, array.shape[1:]) for name, array in inputs.items()))
-        return TensorRequest(request.id, inputs, rows, shape, outputs, parameters)
+            layout = self._layout(request)
+            inputs = {
+                name: _typed(tensor, datatype, shape)
+                for (name, datatype, shape), tensor in zip(layout.tensors, request.inputs, strict=True)
+            }
+        if self._utf8_bytes:
+            for name, datatype, _ in layout.tensors:
+                if not datatype.size_bytes:
+                    check_utf8(inputs[name], name)
+        return TensorRequest(request.id, inputs, layout.rows, layout.shape, outputs, parameters)
 
     def response(
         self, request_id: str, requested: Sequence[RequestedOutput], arrays: Sequence[Array]
@@ -110,37 +137,40 @@ class RequestCodec:
             response.raw_output_contents.append(to_raw(array))
         return response
 
-    def _arrays(self, request: grpc_service_pb2.ModelInferRequest) -> tuple[dict[str, Array], int]:
-        raws = request.raw_input_contents
-        if raws and len(raws) != len(request.inputs):
-            raise InvalidArgument(
-                f"request for model {self._spec.model!r} has {len(request.inputs)} inputs and {len(raws)} raw_input_contents;"
-                " send one for each input, in order"
-            )
-        arrays: dict[str, Array] = {}
-        rows = 0
-        for index, tensor in enumerate(request.inputs):
-            spec = self._input(tensor, arrays)
-            shape = tuple(tensor.shape)
-            rows = self._rows(spec, shape, rows)
-            if raws:
+    def _known_layout(self, request: grpc_service_pb2.ModelInferRequest) -> Layout:
+        """The layout, from memory where the same was checked before: most requests of a client are laid out alike."""
+        key = b"".join([tensor.SerializeToString() for tensor in request.inputs])
+        layout = self._layouts.get(key)
+        if layout is None:
+            layout = self._layout(request)
+            for tensor in request.inputs:
                 if tensor.HasField("contents") and tensor.contents.ListFields():
                     raise InvalidArgument(
-                        f"input {spec.name!r} has data in both contents and raw_input_contents; send it in one of them"
+                        f"input {tensor.name!r} has data in both contents and raw_input_contents; send it in one of them"
                     )
-                array = from_raw(raws[index], DATATYPES[spec.datatype], shape, spec.name)
-            else:
-                array = _typed(tensor, spec, shape)
-            if self._utf8_bytes and spec.datatype == "BYTES":
-                check_utf8(array, spec.name)
-            arrays[spec.name] = array
-        if len(arrays) < len(self._inputs) and (missing := self._required - arrays.keys()):
-            raise InvalidArgument(
-                f"request for model {self._spec.model!r} lacks inputs {sorted(missing)}; it has {sorted(arrays)}"
-            )
-        return arrays, rows or 1
+            if len(key) <= _LAYOUT_BYTES:
+                if len(self._layouts) >= _LAYOUTS:
+                    self._layouts.clear()
+                self._layouts[key] = layout
+        return layout
 
-    def _input(self, tensor: grpc_service_pb2.ModelInferRequest.InferInputTensor, seen: Mapping[str, Array]) -> TensorSpec:
+    def _layout(self, request: grpc_service_pb2.ModelInferRequest) -> Layout:
+        """Check names, datatypes and shapes."""
+        tensors: dict[str, tuple[str, Datatype, tuple[int, ...]]] = {}
+        rows = 0
+        for tensor in request.inputs:
+            spec = self._input(tensor, tensors)
+            shape = tuple(tensor.shape)
+            rows = self._rows(spec, shape, rows)
+            tensors[spec.name] = (spec.name, DATATYPES[spec.datatype], shape)
+        if missing := self._required - tensors.keys():
+            raise InvalidArgument(
+                f"request for model {self._spec.model!r} lacks inputs {sorted(missing)}; it has {sorted(tensors)}"
+            )
+        own = tuple(sorted((name, shape[1:]) for name, _, shape in tensors.values()))
+        return Layout(tuple(tensors.values()), rows or 1, own)
+
+    def _input(self, tensor: grpc_service_pb2.ModelInferRequest.InferInputTensor, seen: Container[str]) -> TensorSpec:
         spec = self._inputs.get(tensor.name)
         if spec is None:
             raise InvalidArgument(
@@ -254,13 +284,14 @@ def _classes(parameters: Mapping[str, grpc_service_pb2.InferParameter], spec: Te
     return count
 
 
-def _typed(tensor: grpc_service_pb2.ModelInferRequest.InferInputTensor, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-    datatype = DATATYPES[spec.datatype]
+def _typed(tensor: grpc_service_pb2.ModelInferRequest.InferInputTensor, datatype: Datatype, shape: tuple[int, ...]) -> Array:
     if not datatype.contents:
-        raise InvalidArgument(f"input {spec.name!r} is {spec.datatype}, which travels in raw_input_contents only; it has none")
+        raise InvalidArgument(
+            f"input {tensor.name!r} is {datatype.name}, which travels in raw_input_contents only; it has none"
+        )
     fields = [field.name for field, _ in tensor.contents.ListFields()]
     if any(field != datatype.contents for field in fields):
         raise InvalidArgument(
-            f"input {spec.name!r} has data in {', '.join(fields)}; {spec.datatype} goes into {datatype.contents}"
+            f"input {tensor.name!r} has data in {', '.join(fields)}; {datatype.name} goes into {datatype.contents}"
         )
-    return from_typed(getattr(tensor.contents, datatype.contents), datatype, shape, spec.name)
+    return from_typed(getattr(tensor.contents, datatype.contents), datatype, shape, tensor.name)

@@ -56,13 +56,13 @@ def register_inference(
     servicer = InferenceServicer(inference, table, inner=inner, ready=ready, server_name=server_name)
 
     def register(server: grpc.aio.Server) -> None:
-        # The first handler that knows a method serves it: these two take bytes, the generated ones take the rest.
+        rpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+        # Registered again, these two take bytes: the last registration of a method is the one that serves it.
         raw: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "ModelInfer": grpc.unary_unary_rpc_method_handler(servicer.ModelInfer),
             "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(servicer.ModelStreamInfer),
         }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, raw),))
-        rpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+        server.add_registered_method_handlers(SERVICE, raw)
 
     return register
 

@@ -21,18 +21,18 @@ from runtime.channel import inner_channel
 from runtime.errors import Internal
 from runtime.identity import NodeIdentity, Role
 from runtime.ids import NodeId, WorkerId
-from runtime.streams import FlightShare, GatherRule
+from runtime.streams import GatherRule, WhileUnanswered
 
 _log = structlog.get_logger("penstock.links")
 _METHOD = "/penstock.worker.v1.WorkerService/Execute"
 
-GATHER_BOUND_S = 0.004
-GATHER_SHARE = 4
+GATHER_BOUND_S = 0.002
+GATHER_FREE_IN_FLIGHT = 2
 
 
 def gather_rule() -> GatherRule:
-    """How requests gather on a stream to a worker."""
-    return FlightShare(GATHER_BOUND_S, GATHER_SHARE)
+    """How requests gather on a stream to a worker. The constants: docs/decisions/0005-gather-rule.md."""
+    return WhileUnanswered(GATHER_BOUND_S, GATHER_FREE_IN_FLIGHT)
 
 
 class WorkerLink:

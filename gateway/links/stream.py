@@ -38,6 +38,7 @@ class LinkStream:
         self._on_load = on_load
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, OpenCall] = {}
+        self._unary = 0
         self._last_id = 0
         self._writer: FrameWriter | None = None
         self.accepted = False
@@ -53,7 +54,7 @@ class LinkStream:
             async with asyncio.TaskGroup() as group:
                 refusal = await self._accept(raw_call)
                 if refusal is None:
-                    self._writer = FrameWriter(_writing(raw_call), self._rule, self._in_flight)
+                    self._writer = FrameWriter(_writing(raw_call), self._rule, self._awaited)
                     writer = group.create_task(self._writer.run())
                     self.accepted = True
                     on_accepted()
@@ -101,13 +102,16 @@ class LinkStream:
                 raise DeadlineExceeded("no time was left before the request was sent to a worker; give it a longer deadline")
             opening.timer = self._loop.call_at(deadline_s, self._expire, opening)
         self._calls[call_id] = opening
+        if isinstance(opening, UnaryCall):
+            self._unary += 1
         if len(payload) > PART_BYTES:
             self._writer.push_parts(call_id, open_parts(call_id, method, model, version, payload, call, now_s, credit))
         else:
             self._writer.push(call_id, open_frame(call_id, method, model, version, payload, call, now_s, credit))
 
-    def _in_flight(self) -> int:
-        return len(self._calls)
+    def _awaited(self) -> int:
+        # Calls that end with their first answer: streaming ones stay open long and say nothing of what the worker owes.
+        return self._unary
 
     def _grant(self, call_id: int, messages: int) -> None:
         if self._writer is not None and call_id in self._calls:
@@ -121,7 +125,11 @@ class LinkStream:
         if call.timer is not None:
             call.timer.cancel()
             call.timer = None
-        return self._calls.pop(call.call_id, None) is not None
+        if self._calls.pop(call.call_id, None) is None:
+            return False
+        if isinstance(call, UnaryCall):
+            self._unary -= 1
+        return True
 
     def _lose(self, why: PenstockError) -> None:
         """Fail all that is open, each knowing whether an answer had come."""
@@ -160,10 +168,6 @@ class LinkStream:
         load, answers = answers_of(raw)
         if load is not None:
             self._on_load(load)
-        if not answers:
-            return
-        if self._writer is not None:
-            self._writer.answered()
         for call_id, data, more, end, failure in answers:
             call = self._calls.get(call_id)
             if call is None:
@@ -179,6 +183,8 @@ class LinkStream:
             except PenstockError as error:
                 self.abandon(call)
                 call.fail(error)
+        if answers and self._writer is not None:
+            self._writer.answered()
 
 
 def _writing(raw_call: RawCall) -> Callable[[bytes], Any]:

@@ -62,10 +62,13 @@ async def test_a_part_stays_unseen_until_the_rest_came(objects: Objects) -> None
 
 
 async def test_a_sender_that_breaks_off_leaves_its_part(objects: Objects) -> None:
-    with pytest.raises(ConnectionResetError):
+    async def break_off() -> None:
         async with objects.upload(SHA256, size_bytes=SIZE, offset_bytes=0) as upload:
             await upload.write(CONTENT[:10])
             raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await break_off()
     assert (await send(objects, CONTENT[10:], offset_bytes=10)).complete
 
 

@@ -47,9 +47,10 @@ async def test_a_full_disk_is_said_so_and_the_part_stays(tmp_path: Path, monkeyp
         return written(descriptor, data[:100])
 
     async with objects.upload(SHA256, size_bytes=len(CONTENT), offset_bytes=0) as upload:
-        with monkeypatch.context() as patch, pytest.raises(StorageFull):
-            patch.setattr("registry.local_objects.os.write", full)
+        monkeypatch.setattr("registry.local_objects.os.write", full)
+        with pytest.raises(StorageFull):
             await upload.write(CONTENT[:250])
+        monkeypatch.undo()
     assert await objects.stat(SHA256) == FileStatus(200, complete=False)
     async with objects.upload(SHA256, size_bytes=len(CONTENT), offset_bytes=200) as upload:
         await upload.write(CONTENT[200:])

@@ -162,6 +162,7 @@ async def test_one_sender_at_a_time_and_the_other_is_told(mesh: Mesh) -> None:
 
 
 async def test_many_senders_of_one_file_end_with_that_file(mesh: Mesh) -> None:
+    """And are told so in our words: a client whose write fails because the call ended would report INTERNAL instead."""
     answers = await asyncio.gather(*[upload(mesh.models(), CONTENT) for _ in range(8)], return_exceptions=True)
     done = [answer for answer in answers if not isinstance(answer, BaseException)]
     assert done
@@ -227,6 +228,24 @@ async def occupied(mesh: Mesh) -> None:
     await call.write(models_pb2.UploadFileRequest(header=HEADER))
     await call.write(models_pb2.UploadFileRequest(data=b"x"))
     await reached(mesh, 1)
+
+
+async def test_who_waits_for_the_registry_to_accept_sends_nothing_in_vain(mesh: Mesh) -> None:
+    call = mesh.models().UploadFile()
+    await call.write(models_pb2.UploadFileRequest(header=HEADER))
+    await call.initial_metadata()
+    await call.write(models_pb2.UploadFileRequest(data=CONTENT))
+    other = mesh.models().UploadFile()
+    await other.write(models_pb2.UploadFileRequest(header=HEADER))
+    await other.done_writing()
+    assert isinstance(await refusal(other), UploadBusy)
+    await call.done_writing()
+    assert (await call).complete
+
+
+async def test_a_sender_that_never_begins_is_ended(tmp_path: Path, identities: dict[Role, NodeIdentity]) -> None:
+    async with running_mesh(tmp_path, identities, limits=TransferLimits(silence_s=0.2)) as mesh:
+        assert isinstance(await refusal(mesh.models().UploadFile()), UploadSilent)
 
 
 async def test_a_silent_sender_is_ended_and_what_it_sent_stays(tmp_path: Path, identities: dict[Role, NodeIdentity]) -> None:

@@ -1,18 +1,24 @@
 import grpc
 import pytest
+from etcdserverpb import rpc_pb2
 from hypothesis import given
 from hypothesis import strategies as st
+from mvccpb import kv_pb2
 
 from runtime.errors import PenstockError
-from runtime.etcd_codec import error_of_sentence, key_bytes, key_text, prefix_range
+from runtime.etcd_codec import changes_of, error_of_sentence, key_bytes, key_text, prefix_range
 from runtime.keyvalue import (
+    Changes,
+    Delete,
     EtcdAccessRefused,
     EtcdFailed,
     EtcdFull,
     EtcdOverloaded,
     EtcdRequestRefused,
     EtcdUnavailable,
+    KeyValue,
     LeaseNotFound,
+    Put,
     RevisionGone,
 )
 
@@ -29,6 +35,16 @@ def test_a_key_is_in_the_range_exactly_if_it_has_the_prefix(prefix: bytes, key: 
 @given(key=st.binary())
 def test_other_peoples_keys_survive_being_text(key: bytes) -> None:
     assert key_bytes(key_text(key)) == key
+
+
+def test_events_say_how_far_the_history_has_come_and_a_header_only_where_there_are_none() -> None:
+    """A header may be ahead of events that are still to come: following on from it would miss them."""
+    header = rpc_pb2.ResponseHeader(revision=100)
+    put = kv_pb2.Event(kv=kv_pb2.KeyValue(key=b"/a", value=b"1", create_revision=6, mod_revision=6, version=1, lease=5))
+    deletion = kv_pb2.Event(type=kv_pb2.Event.DELETE, kv=kv_pb2.KeyValue(key=b"/a", mod_revision=7))
+    changes = changes_of(rpc_pb2.WatchResponse(header=header, events=[put, deletion]))
+    assert changes == Changes((Put(KeyValue("/a", b"1", 6, 6, 1, 5)), Delete("/a", 7)), 7)
+    assert changes_of(rpc_pb2.WatchResponse(header=header)) == Changes((), 100)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 
 import pytest
@@ -27,6 +27,7 @@ class Observed(MemoryStore):
         self.asked: list[tuple[str, float]] = []
         self.refused = ""
         self.broken = False
+        self.meanwhile: Callable[[], None] | None = None
 
     async def grant_lease(self, ttl_s: int) -> Granted:
         self.asked.append(("grant", self.clock.monotonic_s()))
@@ -42,6 +43,9 @@ class Observed(MemoryStore):
         self.asked.append((key, self.clock.monotonic_s()))
         if key == self.refused:
             raise EtcdRequestRefused("too large")
+        if self.meanwhile is not None:
+            happens, self.meanwhile = self.meanwhile, None
+            happens()
         return await super().put(key, value, lease_id=lease_id)
 
     async def values(self) -> dict[str, bytes]:
@@ -217,6 +221,20 @@ async def test_putting_the_same_value_again_writes_it_again(store: Observed) -> 
         item = await store.get("/a")
         assert item is not None
         assert item.version == 3
+
+
+async def test_a_value_that_changes_while_it_is_written_is_written_again(store: Observed) -> None:
+    async with store.lease(ttl_s=TTL_S) as lease:
+        store.meanwhile = lambda: lease.put("/a", b"2")
+        lease.put("/a", b"1")
+        await settle()
+        assert lease.settled
+        assert await store.values() == {"/a": b"2"}
+        store.meanwhile = lambda: lease.delete("/a")
+        lease.put("/a", b"3")
+        await settle()
+        assert lease.settled
+        assert await store.values() == {}
 
 
 async def test_it_carries_so_many_keys_and_no_more(store: Observed) -> None:

@@ -75,8 +75,10 @@ async def test_first_everything_then_changes(stage: Stage) -> None:
         stage.drop("a")
         assert (await told(watcher)).removed == (a,)
         stage.stale = True
-        stage.audience.wake()
+        stage.audience.tell_staleness()
         assert (await told(watcher)).stale
+        stage.audience.tell_staleness()
+        assert await silent(watcher), "it knows"
 
 
 async def test_nothing_is_said_before_etcd_was_seen(stage: Stage) -> None:

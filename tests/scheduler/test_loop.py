@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from runtime.ids import Region, assignment_key, placement_key
@@ -10,7 +12,7 @@ from scheduler.codec import assignment_from, placement_from
 from scheduler.fleet import GRACE_S
 from scheduler.placements import Placements
 from tests.scheduler.mesh import FAILED, HERE, Mesh, assigned, memory_scheduler, model, wish
-from tests.support.manual_clock import ManualClock
+from tests.support.manual_clock import ManualClock, settle
 
 
 async def test_wishes_become_assignments_and_follow_the_fleet(mesh: Mesh, clock: ManualClock) -> None:
@@ -89,6 +91,22 @@ async def test_etcd_away_keeps_the_view_and_says_that_it_is_stale(mesh: Mesh, cl
         await clock.advance(2.0)
         assert scheduler.connected()
         assert set(scheduler.fleet.members) == {mesh.worker_id("a")}
+
+
+async def test_an_outage_between_two_ticks_is_still_told(mesh: Mesh, clock: ManualClock) -> None:
+    async with memory_scheduler(mesh) as (store, scheduler):
+        await settle()
+        assert scheduler.connected(), "before the first tick"
+        with scheduler.audience.watching(Region("")) as watcher:
+            first = await watcher.next()
+            assert first is not None
+            assert not first.stale
+            store.go_away()
+            await clock.advance(1.0)
+            async with asyncio.timeout(5):
+                second = await watcher.next()
+            assert second is not None
+            assert second.stale
 
 
 async def test_an_etcd_that_lost_everything_gets_wishes_and_assignments_back(mesh: Mesh, clock: ManualClock) -> None:

@@ -17,6 +17,7 @@ class Forwarder:
         self._passing = asyncio.Event()
         self._passing.set()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._serving: set[asyncio.Task[None]] = set()
         self.port = 0
         self.accepted = 0
 
@@ -39,12 +40,30 @@ class Forwarder:
         """Accept, keep everything open, pass nothing on."""
         self._passing.clear()
 
+    async def close(self) -> None:
+        """Cut, and wait until every connection is done with."""
+        self._passing.set()
+        await asyncio.sleep(0)  # a connection that was just accepted begins to be served
+        await self.cut()
+        while self._serving:
+            await asyncio.wait(self._serving, timeout=0.1)
+            await self.cut()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        with contextlib.suppress(OSError):
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
-            self._writers |= {writer, far_writer}
-            await asyncio.gather(self._pass_on(reader, far_writer), self._pass_on(far_reader, writer))
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        self._writers.add(writer)
+        try:
+            with contextlib.suppress(OSError):
+                far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+                self._writers.add(far_writer)
+                await asyncio.gather(self._pass_on(reader, far_writer), self._pass_on(far_reader, writer))
+        finally:
+            self._writers.discard(writer)
+            self._serving.discard(task)
+            writer.close()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -65,5 +84,4 @@ async def forwarder_to(port: int) -> AsyncIterator[Forwarder]:
     try:
         yield forwarder
     finally:
-        forwarder._passing.set()
-        await forwarder.cut()
+        await forwarder.close()
