@@ -62,7 +62,9 @@ class KeyFacts:
     def require_admin(self, doing: str) -> None:
         """Raises AdminRequired."""
         if not self.admin:
-            raise AdminRequired(f"{doing} needs an admin key, this is a caller's; `penstock keys create --role admin` makes one")
+            raise AdminRequired(
+                f"{doing} needs an admin key, this is a caller's; `penstock keys create --role admin` makes one"
+            )
 
 
 EVERYBODY = KeyFacts(KeyId(""), TenantId(""), admin=True)

@@ -47,7 +47,9 @@ class Caller:
 class Callers:
     """Lets calls in. Without keys everybody is let in."""
 
-    def __init__(self, keys: Keys | None, metrics: GatewayMetrics, current_traceparent: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self, keys: Keys | None, metrics: GatewayMetrics, current_traceparent: Callable[[], str] | None = None
+    ) -> None:
         """`current_traceparent` tells the span of the call being served, where spans are made; else the caller's is passed on."""
         self._keys, self._metrics, self._current_traceparent = keys, metrics, current_traceparent
         self._loop = asyncio.get_running_loop()

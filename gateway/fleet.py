@@ -141,8 +141,6 @@ class Fleet:
         self.state.adopt(view)
         if news.placements is not None:
             self.placements = {(wish.model, wish.version): wish for wish in news.placements}
-        elif news.snapshot:
-            self.placements = {}
         self.synced, self.stale = True, news.stale
         self._relink()
         changed, self._changed = self._changed, asyncio.Event()

@@ -199,7 +199,9 @@ class Router:
         if refused.reason is Refusal.ALL_FULL:
             return FleetFull(refused.detail, retry_after_s=_SHED_RETRY_S)
         if refused.reason is Refusal.ALL_EXCLUDED:
-            return WorkersUnreachable(f"no way leads to a worker with model {request.model!r} now; try again", retry_after_s=1.0)
+            return WorkersUnreachable(
+                f"no way leads to a worker with model {request.model!r} now; try again", retry_after_s=1.0
+            )
         return ModelCold(refused.detail, retry_after_s=1.0)
 
     def _elsewhere(self, journey: _Journey, granted: Granted, error: PenstockError) -> _Journey:

@@ -101,7 +101,7 @@ class EtcdMembers:
         self._login = asyncio.Lock()
 
     def open(self) -> None:
-        self._members = tuple(_member(endpoint, self._settings.tls) for endpoint in self._settings.endpoints)
+        self._members = tuple(_member(endpoint, self._settings) for endpoint in self._settings.endpoints)
 
     async def close(self) -> None:
         members, self._members = self._members, ()
@@ -199,12 +199,14 @@ def _without(password: str, error: PenstockError) -> PenstockError:
     return type(error)(error.message.replace(password, "…")) if password else error
 
 
-def _member(endpoint: str, tls: EtcdTls | None) -> Member:
-    if tls is None:
-        channel = grpc.aio.insecure_channel(endpoint, options=_OPTIONS)
+def _member(endpoint: str, settings: EtcdSettings) -> Member:
+    options = [*_OPTIONS, ("grpc.min_reconnect_backoff_ms", int(settings.connect_timeout_s * 1000))]
+    if settings.tls is None:
+        channel = grpc.aio.insecure_channel(endpoint, options=options)
     else:
+        tls = settings.tls
         credentials = grpc.ssl_channel_credentials(tls.authority_pem, tls.key_pem, tls.certificate_pem)
-        channel = grpc.aio.secure_channel(endpoint, credentials, options=_OPTIONS)
+        channel = grpc.aio.secure_channel(endpoint, credentials, options=options)
     return Member(
         endpoint,
         channel,
@@ -220,7 +222,8 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", -1),  # as etcd's own client: a page of values is as large as they are
     ("grpc.max_send_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # min_reconnect_backoff_ms, in spite of its name, is how long one attempt may take (gRPC's connection-backoff.md,
+    # MIN_CONNECT_TIMEOUT): a short one never ends a handshake with a busy or distant member.
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # etcd drops clients that ping more often than every 5 s, or at all without an open stream (its embed/config.go,
     # GRPCKeepAliveMinTime; grpc-go's EnforcementPolicy.PermitWithoutStream).

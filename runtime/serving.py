@@ -34,12 +34,21 @@ class RoleRequired(PenstockError, code=Code.PERMISSION_DENIED, reason="ROLE_REQU
 
 
 @dataclass(frozen=True, slots=True)
+class PublicTls:
+    """What a port shows to clients of which it asks no certificate."""
+
+    certificate_pem: bytes
+    key_pem: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Listen:
-    """One address to listen on; mTLS where an identity is given, plaintext where not. Port 0 picks a free one."""
+    """One address to listen on; mTLS where an identity is given, TLS where `public_tls` is, else plaintext. Port 0: a free one."""
 
     host: str
     port: int
     identity: NodeIdentity | None = None
+    public_tls: PublicTls | None = None
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -121,6 +130,9 @@ async def _drain(running: Running, grace_s: float) -> None:
 
 def _bind(server: grpc.aio.Server, listen: Listen) -> int:
     try:
+        if listen.public_tls is not None:
+            pair = (listen.public_tls.key_pem, listen.public_tls.certificate_pem)
+            return server.add_secure_port(str(listen), grpc.ssl_server_credentials([pair]))
         if listen.identity is None:
             return server.add_insecure_port(str(listen))
         identity = listen.identity

@@ -36,7 +36,9 @@ def error_in(answer: bytes) -> str:
     return kserve.ModelStreamInferResponse.FromString(answer).error_message
 
 
-def model_index(published: Iterable[PublishedVersion], copies: Iterable[Copy]) -> list[kserve.RepositoryIndexResponse.ModelIndex]:
+def model_index(
+    published: Iterable[PublishedVersion], copies: Iterable[Copy]
+) -> list[kserve.RepositoryIndexResponse.ModelIndex]:
     """Every version that is published or held, with the best state that any copy of it is in."""
     held: dict[tuple[ModelName, ModelVersion], list[Copy]] = {(each.model, each.version): [] for each in published}
     for copy in copies:

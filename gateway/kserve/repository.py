@@ -146,5 +146,3 @@ def refuse_repository_name(name: str) -> None:
     """There is one repository. Triton refuses the field alike (grpc_server.cc, RepositoryIndex)."""
     if name:
         raise Unimplemented("'repository_name' specification is not supported")
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -19,6 +20,10 @@ from tests.e2e.test_failover import digit_request
 from tests.support.mesh import RunningMesh
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+
+def _said(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
 
 
 async def _answers(mesh: RunningMesh) -> bool:
@@ -50,10 +55,8 @@ async def test_noise_on_the_port_harms_nobody(mesh: RunningMesh, door: str, nois
     writer.write(noise)
     await writer.drain()
     writer.write_eof()
-    try:
+    with contextlib.suppress(ConnectionResetError):
         await asyncio.wait_for(reader.read(), 10)
-    except ConnectionResetError:
-        pass
     writer.close()
     assert await _answers(mesh)
 
@@ -80,11 +83,11 @@ async def test_inner_services_are_not_offered_to_applications(mesh: RunningMesh)
     [
         ({"content": b"{not json"}, 400, "JSON"),
         ({"json": {"messages": []}}, 400, "model"),
-        ({"json": {"model": "nothing", "messages": [{"role": "user", "content": "1+1"}]}}, 404, "nothing"),
-        ({"json": {"model": "digits", "messages": [{"role": "user", "content": "1+1"}]}}, 400, "digits"),
+        ({"json": {"model": "nothing", "messages": [_said("1+1")]}}, 404, "nothing"),
+        ({"json": {"model": "digits", "messages": [_said("1+1")]}}, 400, "digits"),
         ({"json": {"model": "sums", "messages": "12+34"}}, 400, "messages"),
         (
-            {"json": {"model": "sums", "messages": [{"role": "user", "content": "1+1"}], "temperature": "hot"}},
+            {"json": {"model": "sums", "messages": [_said("1+1")], "temperature": "hot"}},
             400,
             "temperature",
         ),
@@ -102,7 +105,7 @@ def test_bad_json_gets_openai_errors(mesh: RunningMesh, request_: dict[str, obje
 
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": "Basic eDp5"}])
 def test_http_without_a_good_key_is_401(mesh: RunningMesh, headers: dict[str, str]) -> None:
-    body = {"model": "sums", "messages": [{"role": "user", "content": "1+1"}]}
+    body = {"model": "sums", "messages": [_said("1+1")]}
     answer = httpx.post(f"{mesh.http_url}/v1/chat/completions", headers=headers, json=body, timeout=20)
     assert answer.status_code == 401, answer.text
     assert "key" in answer.json()["error"]["message"]

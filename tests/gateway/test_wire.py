@@ -108,7 +108,9 @@ def test_priority_comes_signed_or_unsigned(kind: str, value: int, priority: int)
     assert head_of(request.SerializeToString()).priority == priority
 
 
-@pytest.mark.parametrize(("kind", "value", "key"), [("int64_param", 9, "9"), ("string_param", "s", "s"), ("int64_param", 0, "")])
+@pytest.mark.parametrize(
+    ("kind", "value", "key"), [("int64_param", 9, "9"), ("string_param", "s", "s"), ("int64_param", 0, "")]
+)
 def test_a_sequence_is_a_session(kind: str, value: int | str, key: str) -> None:
     request = Request(model_name="m")
     setattr(request.parameters["sequence_id"], kind, value)

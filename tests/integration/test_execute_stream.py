@@ -130,7 +130,7 @@ async def link(mesh: Mesh) -> AsyncIterator[WorkerLink]:
 
 async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 (what is awaited belongs to code that offers no event)
+        while not condition():
             await asyncio.sleep(0.005)
 
 
@@ -388,7 +388,8 @@ async def test_garbage_ends_the_stream_with_a_status_and_the_worker_lives(link: 
     channel = inner_channel(f"127.0.0.1:{mesh.port}", mesh.gateway, Role.WORKER)
     async with channel:
         for garbage in (b"\xff\xff\xff\xff", b"\x0a\x02\x08\x01", b"GET / HTTP/1.1"):
-            stream = channel.stream_stream(f"/{SERVICE}/Execute")()
+            execute: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(f"/{SERVICE}/Execute")
+            stream = execute()
             await stream.write(garbage)
             with pytest.raises(grpc.aio.AioRpcError) as ended:
                 await read_to_end(stream)

@@ -87,7 +87,9 @@ async def test_a_life(running: Running) -> None:
                 while await assigned(store, mesh, "a") != [("digits", 1)]:
                     await asyncio.sleep(0.02)
             assert len((await stub.ListWorkers(scheduler_pb2.ListWorkersRequest())).workers) == 1
-            await lease.settle()
+            async with asyncio.timeout(10):  # the lease learns of its loss when it renews
+                while await store.get(mesh.key("a")) is None:
+                    await asyncio.sleep(0.02)
         await _told(watch, lambda update: mesh.worker_id("a") in update.removed_worker_ids)
     running.process.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(running.process.wait, 10) == 0
