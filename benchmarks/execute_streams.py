@@ -22,7 +22,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,95 +33,21 @@ import grpc.aio  # noqa: E402
 import psutil  # noqa: E402
 import uvloop  # noqa: E402
 
+from benchmarks.gather_rules import RULES  # noqa: E402
 from gateway.links.link import WorkerLink  # noqa: E402
 from gateway.links.types import CallContext as LinkCall  # noqa: E402
 from gateway.links.types import LinkSettings  # noqa: E402
 from runtime.channel import channel_options  # noqa: E402
+from runtime.gathering import GatherRule  # noqa: E402
 from runtime.identity import Authority, Role, load_identity  # noqa: E402
 from runtime.ids import WorkerId  # noqa: E402
 from runtime.serving import Listen, serving  # noqa: E402
-from runtime.streams import AtOnce, GatherRule, WhileUnanswered  # noqa: E402
 from worker.execution import SERVICE, Execution  # noqa: E402
 from worker.types import CallContext, Load  # noqa: E402
 
 ENGINE_FIXED_US = 150
 ENGINE_ROW_US = 15
 """The pretended engine's time for a batch: a small CNN's, about. Spent hashing, without the interpreter's lock."""
-
-
-class FixedDelay:
-    """Gather for a fixed time from the first frame on, once so many calls are in flight."""
-
-    def __init__(self, delay_s: float, from_in_flight: int) -> None:
-        self._delay_s, self._from = delay_s, from_in_flight
-
-    def came(self, now_s: float) -> None:
-        return
-
-    def hold_s(self, now_s: float, since_s: float, waiting: int, in_flight: int) -> float:
-        return 0.0 if in_flight < self._from else max(0.0, since_s + self._delay_s - now_s)
-
-    def wrote(self) -> None:
-        return
-
-    def answered(self) -> None:
-        return
-
-
-class AnyAnswer:
-    """Gather until any message came back since the last one left, or a bound has passed."""
-
-    def __init__(self, bound_s: float, free_in_flight: int) -> None:
-        self._bound_s, self._free_in_flight = bound_s, free_in_flight
-        self._unanswered = False
-
-    def came(self, now_s: float) -> None:
-        return
-
-    def hold_s(self, now_s: float, since_s: float, waiting: int, in_flight: int) -> float:
-        if not self._unanswered or in_flight <= self._free_in_flight:
-            return 0.0
-        return since_s + self._bound_s - now_s
-
-    def wrote(self) -> None:
-        self._unanswered = True
-
-    def answered(self) -> None:
-        self._unanswered = False
-
-
-class WhileBusy:
-    """Release when the worker has nothing of ours, unless this process is busy anyway."""
-
-    def __init__(self, bound_s: float, threshold: float) -> None:
-        self._bound_s, self._threshold = bound_s, threshold
-        self._busy, self._at_s, self._cpu_s = 0.0, time.monotonic(), time.process_time()
-
-    def came(self, now_s: float) -> None:
-        if now_s - self._at_s > 0.02:
-            cpu_s = time.process_time()
-            self._busy += ((cpu_s - self._cpu_s) / (now_s - self._at_s) - self._busy) * 0.5
-            self._at_s, self._cpu_s = now_s, cpu_s
-
-    def hold_s(self, now_s: float, since_s: float, waiting: int, in_flight: int) -> float:
-        if in_flight <= 2 or (waiting >= in_flight and self._busy < self._threshold):
-            return 0.0
-        return since_s + self._bound_s - now_s
-
-    def wrote(self) -> None:
-        return
-
-    def answered(self) -> None:
-        return
-
-
-RULES: dict[str, Callable[[], GatherRule]] = {
-    "at-once": AtOnce,
-    **{f"fixed-{ms}ms": partial(FixedDelay, ms / 1000, 3) for ms in (1, 2, 4)},
-    **{f"any-answer-{ms}ms": partial(AnyAnswer, ms / 1000, 2) for ms in (1, 2, 4)},
-    **{f"unanswered-{ms}ms": partial(WhileUnanswered, ms / 1000, 2) for ms in (1, 2, 4)},
-    **{f"busy-{ms}ms": partial(WhileBusy, ms / 1000, 0.5) for ms in (2, 4)},
-}
 
 
 class Counting:

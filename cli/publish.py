@@ -5,6 +5,7 @@ Owns the publisher's side of the registry's contract. Says how far it is through
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from runtime.model_folder import ModelFile, ModelFolder, complete_manifest, hash
 from runtime.status import error_of
 
 _PART_BYTES = 512 * 1024
+_ATTEMPTS = 5
+_PAUSE_S = 0.5
+_GO_ON = (grpc.StatusCode.ABORTED, grpc.StatusCode.UNAVAILABLE)
 OnProgress = Callable[[str, int, int], None]
 """File path, bytes done, bytes in all."""
 
@@ -97,21 +101,30 @@ def _next_version(newest: models_pb2.SignedManifest | None) -> str:
 
 
 async def _upload(stub: models_pb2_grpc.ModelServiceStub, file: ModelFile, sha256: str, on_progress: OnProgress) -> None:
-    """Go on from what the registry holds already."""
-    stat = await stub.StatFile(models_pb2.StatFileRequest(sha256=sha256))
-    if stat.complete:
-        on_progress(file.path, file.size_bytes, file.size_bytes)
-        return
-    header = models_pb2.UploadFileHeader(sha256=sha256, size_bytes=file.size_bytes, offset_bytes=stat.received_bytes)
+    """Go on from what the registry holds already; again from there where it says that somebody else sent meanwhile."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        stat = await stub.StatFile(models_pb2.StatFileRequest(sha256=sha256))
+        if stat.complete:
+            on_progress(file.path, file.size_bytes, file.size_bytes)
+            return
+        header = models_pb2.UploadFileHeader(sha256=sha256, size_bytes=file.size_bytes, offset_bytes=stat.received_bytes)
+        try:
+            await stub.UploadFile(_parts(header, file, on_progress))
+            return
+        except grpc.aio.AioRpcError as failure:
+            if attempt == _ATTEMPTS or failure.code() not in _GO_ON:
+                raise
+            await asyncio.sleep(_PAUSE_S * attempt)
 
-    async def parts() -> AsyncIterator[models_pb2.UploadFileRequest]:
-        yield models_pb2.UploadFileRequest(header=header)
-        done = stat.received_bytes
-        with file.file.open("rb") as stream:
-            stream.seek(done)
-            while data := stream.read(_PART_BYTES):
-                yield models_pb2.UploadFileRequest(data=data)
-                done += len(data)
-                on_progress(file.path, done, file.size_bytes)
 
-    await stub.UploadFile(parts())
+async def _parts(
+    header: models_pb2.UploadFileHeader, file: ModelFile, on_progress: OnProgress
+) -> AsyncIterator[models_pb2.UploadFileRequest]:
+    yield models_pb2.UploadFileRequest(header=header)
+    done = header.offset_bytes
+    with file.file.open("rb") as stream:
+        stream.seek(done)
+        while data := stream.read(_PART_BYTES):
+            yield models_pb2.UploadFileRequest(data=data)
+            done += len(data)
+            on_progress(file.path, done, file.size_bytes)

@@ -1,5 +1,6 @@
-"""Triton's own client against the mesh: only the address changes, and a key is sent along. `pip install tritonclient[grpc] pillow`.
+"""Triton's own client against the mesh: only the address changes, and a key is sent along.
 
+pip install tritonclient[grpc] pillow
 python examples/triton_infer.py examples/digits/7.png
 """
 

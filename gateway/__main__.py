@@ -54,17 +54,11 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
 
 
 def _registers(settings: GatewaySettings, mesh: Mesh, discovery: DiscoveryServicer) -> tuple[list[Register], list[str]]:
-    kserve = KServeServicer(
-        mesh.callers,
-        mesh.router,
-        mesh.fleet,
-        mesh.copies,
-        mesh.repository,
-        mesh.metrics,
-        strict_readiness=settings.strict_readiness,
-        stream_in_flight=settings.stream_in_flight,
-    )
-    registers = [kserve.register, partial(discovery_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server, discovery)]
+    kserve = KServeServicer(mesh, strict_readiness=settings.strict_readiness, stream_in_flight=settings.stream_in_flight)
+    registers: list[Register] = [
+        kserve.register,
+        partial(discovery_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server, discovery),
+    ]
     return registers, [SERVICE, DISCOVERY]
 
 

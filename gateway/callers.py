@@ -50,7 +50,7 @@ class Callers:
     def __init__(
         self, keys: Keys | None, metrics: GatewayMetrics, current_traceparent: Callable[[], str] | None = None
     ) -> None:
-        """`current_traceparent` tells the span of the call being served, where spans are made; else the caller's is passed on."""
+        """`current_traceparent` tells the span of the call being served; without it the caller's own is passed on."""
         self._keys, self._metrics, self._current_traceparent = keys, metrics, current_traceparent
         self._loop = asyncio.get_running_loop()
         self._prefix, self._count = secrets.token_hex(6), itertools.count(1)

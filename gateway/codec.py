@@ -1,4 +1,4 @@
-"""Messages of scheduler and registry to nouns. With the servicers and clients, the only place that sees them. Decides nothing."""
+"""Messages of scheduler and registry to nouns. With servicers and clients, the only place that sees them. Decides nothing."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Auth(enum.Enum):
 
 
 class GatewaySettings(ServiceSettings):
-    """What the gateway needs to know beyond what every service does. `port` is for Envoy (mTLS), `edge_port` for applications."""
+    """What the gateway needs to know beyond what every service does. `port` is for Envoy, `edge_port` for applications."""
 
     model_config = SettingsConfigDict(cli_kebab_case=True, cli_prog_name="python -m gateway")
 

@@ -133,12 +133,9 @@ class Fleet:
 
     def apply(self, news: FleetNews) -> None:
         """Take over what the scheduler says. Links follow the view."""
-        if news.snapshot:
-            view = self.view.replaced_by(news.workers)
-        else:
-            view = self.view.with_changes(news.workers, news.removed)
-        self.view = view
-        self.state.adopt(view)
+        known = self.view
+        self.view = known.replaced_by(news.workers) if news.snapshot else known.with_changes(news.workers, news.removed)
+        self.state.adopt(self.view)
         if news.placements is not None:
             self.placements = {(wish.model, wish.version): wish for wish in news.placements}
         self.synced, self.stale = True, news.stale

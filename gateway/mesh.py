@@ -1,4 +1,4 @@
-"""The gateway's way into the mesh: keys from the registry, the fleet from the scheduler, links to workers, and a router over them.
+"""The gateway's way into the mesh: keys from the registry, the fleet from the scheduler, links to workers, a router over them.
 
 Owns their lifetimes and the loops that keep them current. Never serves anything itself.
 """

@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 from gateway.fleet import Fleet, Link
 from gateway.links.types import CallContext, LinkLost, Method
@@ -75,7 +74,7 @@ class Router:
         self._loop = asyncio.get_running_loop()
 
     async def infer(self, request: Request, payload: bytes, call: CallContext) -> bytes:
-        """inference.ModelInferRequest → inference.ModelInferResponse. Raises what the worker answered, or why none was asked."""
+        """inference.ModelInferRequest → ModelInferResponse. Raises what the worker answered, or why none was asked."""
         journey: _Journey | None = None
         loop, state = self._loop, self._fleet.state
         self._budget.note_request(loop.time())
@@ -98,7 +97,7 @@ class Router:
                 self._release(granted, link, outcome, latency_ms)
 
     async def stream(self, method: Method, request: Request, payload: bytes, call: CallContext) -> AsyncGenerator[bytes, None]:
-        """The answers, one by one. Close it when leaving early. Raises like `infer`; after the first answer nothing is retried."""
+        """The answers, one by one; close it when leaving early. Raises like `infer`; after the first answer no retry."""
         journey, loop, state = _Journey(request, call), self._loop, self._fleet.state
         self._budget.note_request(loop.time())
         while True:
@@ -258,7 +257,7 @@ async def _first(changed: asyncio.Event, links: list[Link], timeout_s: float) ->
     """Return when the view changed, one of the links connected, or the time ran out."""
     waits = [asyncio.create_task(changed.wait()), *(asyncio.create_task(_connected(link, timeout_s)) for link in links)]
     try:
-        await asyncio.wait(cast("list[asyncio.Task[bool]]", waits), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
         for wait in waits:
             wait.cancel()

@@ -1,7 +1,7 @@
 """Reads of a serialised ModelInferRequest what routing needs, and steps over the rest: tensor bytes are never touched.
 
-Pure. What it accepts may still be refused by the worker, which parses all of it; what it refuses, a protobuf parser refuses too,
-except where a bound of its own is exceeded. Source: protobuf encoding guide; inference/grpc_service.proto for the numbers.
+Pure. What it accepts may still be refused by the worker, which parses all of it; what it refuses, a protobuf parser refuses
+too, except where a bound of its own is exceeded. Source: protobuf encoding guide; inference/grpc_service.proto for the numbers.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import hashlib
 import ipaddress
 import os
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import nacl.signing
@@ -75,10 +75,10 @@ class NodeIdentity:
 
     role: Role
     node_id: NodeId
-    signing_key: nacl.signing.SigningKey
-    certificate_pem: bytes
-    tls_key_pem: bytes
-    authority_pem: bytes
+    signing_key: nacl.signing.SigningKey = field(repr=False)
+    certificate_pem: bytes = field(repr=False)
+    tls_key_pem: bytes = field(repr=False)
+    authority_pem: bytes = field(repr=False)
     folder: Path
 
     @property

@@ -176,7 +176,7 @@ class TxnResult:
 class Watch(Protocol):
     """What happens under a prefix: first a Snapshot, then Changes; a Snapshot again when the history could not be followed.
 
-    Iterating ends never, except by an error that is a bug. Waiting for the next update may be cancelled; nothing is lost by it.
+    Iterating never ends. Waiting for the next update may be cancelled; nothing is lost by it.
     """
 
     def __aiter__(self) -> Watch: ...
@@ -202,7 +202,7 @@ class Lease(Protocol):
 
     @property
     def id(self) -> int:
-        """The lease as granted last; 0 before the first time. It changes after a loss: read it when it is needed, keep none."""
+        """The lease there is; 0 while there is none. It changes after a loss: read it when it is needed, never keep it."""
         ...
 
     @property

@@ -43,7 +43,7 @@ class PublicTls:
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """One address to listen on; mTLS where an identity is given, TLS where `public_tls` is, else plaintext. Port 0: a free one."""
+    """One address to listen on; mTLS where an identity is given, TLS where `public_tls` is, else plaintext. Port 0: any."""
 
     host: str
     port: int

@@ -16,10 +16,10 @@ import structlog
 from penstock.worker.v1 import worker_pb2
 
 from runtime.errors import PenstockError
+from runtime.gathering import AtOnce, GatherRule
 from runtime.identity import Role
 from runtime.ids import WorkerId
 from runtime.serving import inner_peer
-from runtime.streams import AtOnce, GatherRule
 from worker.execution_stream import Draining, ExecuteStream, StreamLimits
 from worker.frames import load_message, load_prefix
 from worker.types import Inference

@@ -15,7 +15,8 @@ from typing import Protocol
 import structlog
 
 from runtime.errors import Code, DeadlineExceeded, Internal, InvalidArgument, PenstockError
-from runtime.streams import PART_BYTES, FrameWriter, GatherRule, PayloadTooLarge, Reassembly
+from runtime.gathering import FrameWriter, GatherRule
+from runtime.streams import PART_BYTES, PayloadTooLarge, Reassembly
 from worker.frames import (
     CancelAsked,
     CreditGranted,

@@ -1,7 +1,7 @@
 """What is in the repository and what of it is loaded, in Triton's terms: index, load, unload.
 
-A load is a wish to the scheduler; the gateway then watches its own view until the fleet has done it, has failed to, or the caller's
-time is up. Never loads anything itself.
+A load is a wish to the scheduler; the gateway then watches its own view until the fleet has done it, has failed to, or the
+caller's time is up. Never loads anything itself.
 """
 
 from __future__ import annotations

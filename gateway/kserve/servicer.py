@@ -1,9 +1,9 @@
 """inference.GRPCInferenceService at the edge: all 20 RPCs, for the whole fleet.
 
-A servicer: contexts and generated messages in, calls on router, copies and repository out. ModelInfer and ModelStreamInfer take
-and give bytes: tensors pass through. Codes are Triton's where its clients rely on them (NOT_FOUND with its sentence for an unknown
-model); a full fleet is RESOURCE_EXHAUSTED with its retry delay, where Triton says UNAVAILABLE. ServerLive and ServerReady need no
-key; all else does.
+A servicer: contexts and generated messages in, calls on router, copies and repository out. ModelInfer and ModelStreamInfer
+take and give bytes: tensors pass through. Codes are Triton's where its clients rely on them (NOT_FOUND with its sentence for an
+unknown model); a full fleet is RESOURCE_EXHAUSTED with its retry delay, where Triton says UNAVAILABLE. ServerLive and
+ServerReady need no key; all else does.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ import grpc.aio
 from inference import grpc_service_pb2 as pb
 from inference import grpc_service_pb2_grpc as rpc
 
-from gateway.callers import Caller, Callers, Context, name_request
-from gateway.fleet import Fleet
-from gateway.kserve.copies import CopyInquiry
-from gateway.kserve.repository import Repository, refuse_repository_name
+from gateway.callers import Caller, Context, name_request
+from gateway.kserve.repository import refuse_repository_name
 from gateway.kserve.streaming import InferenceStream
-from gateway.metrics import GatewayMetrics
-from gateway.routing import Router, unknown_model
+from gateway.mesh import Mesh
+from gateway.routing import unknown_model
 from gateway.wire import head_of
 from placement.types import Request
 from runtime.errors import Cancelled, InvalidArgument, NotFound, PenstockError, Unimplemented
@@ -57,18 +55,13 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
 
     def __init__(
         self,
-        callers: Callers,
-        router: Router,
-        fleet: Fleet,
-        copies: CopyInquiry,
-        repository: Repository,
-        metrics: GatewayMetrics,
+        mesh: Mesh,
         *,
         strict_readiness: bool = True,
         stream_in_flight: int = 64,
     ) -> None:
-        self._callers, self._router, self._fleet, self._metrics = callers, router, fleet, metrics
-        self._copies, self._repository = copies, repository
+        self._callers, self._router, self._fleet, self._metrics = mesh.callers, mesh.router, mesh.fleet, mesh.metrics
+        self._copies, self._repository = mesh.copies, mesh.repository
         self._strict_readiness, self._stream_in_flight = strict_readiness, stream_in_flight
         self._loop = asyncio.get_running_loop()
 

@@ -2,8 +2,8 @@
 
 Owns the stream's tasks and the order of its writes: requests to tensor models are answered in the order in which they came, as
 Triton does; those to models that generate as their answers come. An error of one request leaves the stream open, unless the
-client asked for a status by metadata `triton_grpc_error: true`. Answers pass through as the worker wrote them. Written with reads
-and writes on the context: cancelled async-generator handlers leak in grpc.aio (grpc#43360).
+client asked for a status by metadata `triton_grpc_error: true`. Answers pass through as the worker wrote them. Written with
+reads and writes on the context: cancelled async-generator handlers leak in grpc.aio (grpc#43360).
 """
 
 from __future__ import annotations

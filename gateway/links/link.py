@@ -19,9 +19,9 @@ from gateway.links.stream import LinkStream, RawCall
 from gateway.links.types import CallContext, LinkLoad, LinkLost, LinkSettings, Method
 from runtime.channel import inner_channel
 from runtime.errors import Internal
+from runtime.gathering import GatherRule, WhileUnanswered
 from runtime.identity import NodeIdentity, Role
 from runtime.ids import NodeId, WorkerId
-from runtime.streams import GatherRule, WhileUnanswered
 
 _log = structlog.get_logger("penstock.links")
 _METHOD = "/penstock.worker.v1.WorkerService/Execute"

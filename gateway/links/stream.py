@@ -18,9 +18,10 @@ from gateway.links.calls import OpenCall, StreamingCall, UnaryCall
 from gateway.links.codec import answers_of, cancel_frame, grant_frame, open_frame, open_parts
 from gateway.links.types import CallContext, LinkFull, LinkLoad, LinkLost, LinkSettings, Method
 from runtime.errors import DeadlineExceeded, PenstockError
+from runtime.gathering import FrameWriter, GatherRule
 from runtime.ids import WorkerId
 from runtime.status import error_of
-from runtime.streams import PART_BYTES, FrameWriter, GatherRule
+from runtime.streams import PART_BYTES
 
 _log = structlog.get_logger("penstock.links")
 RawCall = grpc.aio.StreamStreamCall[Any, Any]

@@ -1,4 +1,4 @@
-"""Bad input at every door: the right code, a sentence that says what to do, no stack trace, no hang, and the server lives on."""
+"""Bad input at every door: the right code, a sentence that says what to do, no trace, no hang, and the server lives on."""
 
 from __future__ import annotations
 

@@ -120,6 +120,17 @@ async def test_a_member_that_falls_silent_is_left(etcd: EtcdServer) -> None:
             assert set(await snapshot_of(watch)) == {"/silent"}
 
 
+async def test_a_member_that_is_slow_to_shake_hands_is_waited_for(etcd: EtcdServer) -> None:
+    async with forwarder_to(etcd.port) as slow, session(EtcdSettings.at(slow.endpoint)) as store:
+        slow.silence()
+        asking = asyncio.ensure_future(store.get("/slow"))
+        await eventually(lambda: slow.accepted == 1)
+        await asyncio.sleep(0.5)  # the delay is what is tested
+        slow.resume()
+        assert await asking is None
+        assert slow.accepted == 1
+
+
 async def test_a_cluster_goes_on_without_one_of_three_members(tmp_path: Path) -> None:
     calmer = ["--heartbeat-interval", "50", "--election-timeout", "500"]
     members = [EtcdServer(tmp_path, name=name, extra=calmer) for name in ("one", "two", "three")]

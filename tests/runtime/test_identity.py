@@ -30,6 +30,11 @@ def test_keys_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
         assert (tmp_path / name).stat().st_mode & 0o077 == 0, name
 
 
+def test_keys_do_not_show_when_an_identity_is_printed(tmp_path: Path) -> None:
+    identity = Authority.open(tmp_path / "ca").enrol(tmp_path / "node", Role.WORKER)
+    assert "key" not in repr(identity).replace(str(tmp_path), "")
+
+
 def test_a_missing_identity_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition, match="penstock up"):
         load_identity(tmp_path / "nobody")

@@ -40,9 +40,13 @@ class Forwarder:
         """Accept, keep everything open, pass nothing on."""
         self._passing.clear()
 
+    def resume(self) -> None:
+        """Pass on again, what came meanwhile first."""
+        self._passing.set()
+
     async def close(self) -> None:
         """Cut, and wait until every connection is done with."""
-        self._passing.set()
+        self.resume()
         await asyncio.sleep(0)  # a connection that was just accepted begins to be served
         await self.cut()
         while self._serving:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from penstock.worker.v1 import worker_pb2
 
 from runtime.errors import Aborted, InvalidArgument, PenstockError
-from runtime.streams import AtOnce
+from runtime.gathering import AtOnce
 from worker.execution_stream import Draining, ExecuteStream, StreamLimits
 from worker.types import CallContext, Load
 

@@ -259,7 +259,7 @@ class ResponseFrame(_message.Message):
     more: _builtins.bool
     """The message goes on in this call's next frame."""
     end: _builtins.bool
-    """Nothing follows for this call."""
+    """Nothing follows for this call. Without data it carries no message; only the answer to METHOD_INFER may be empty."""
     @_builtins.property
     def failure(self) -> Global___Failure:
         """The call failed; implies end."""

@@ -582,7 +582,7 @@ class ResponseFrame(betterproto2.Message):
 
     end: "bool" = betterproto2.field(4, betterproto2.TYPE_BOOL)
     """
-    Nothing follows for this call.
+    Nothing follows for this call. Without data it carries no message; only the answer to METHOD_INFER may be empty.
     """
 
     failure: "Failure | None" = betterproto2.field(

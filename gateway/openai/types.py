@@ -1,0 +1,146 @@
+"""The nouns of the OpenAI door, and what it asks of the gateway behind it."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.admission import KeyFacts
+from gateway.links.types import CallContext, Method
+from gateway.types import PublishedVersion
+from placement.types import Copy, Request, Worker
+from placement.view import FleetView
+
+
+class Door(enum.Enum):
+    """The two ways to ask for text: a conversation, or a prompt taken as it is."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation, its text parts already one text."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """None = the model's own default; temperature 0 = the most likely token."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextAsked:
+    """A request for text, checked."""
+
+    model: str
+    prompt: str | tuple[Turn, ...]
+    sampling: Sampling = Sampling()
+    max_tokens: int = 0
+    """0 = up to the model's limit."""
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+    include_usage: bool = False
+    session_key: str = ""
+    """Requests of one key prefer the worker that has their beginning in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class VectorsAsked:
+    """A request for embeddings, checked. `texts` or `token_ids` is empty."""
+
+    model: str
+    texts: tuple[str, ...] = ()
+    token_ids: tuple[tuple[int, ...], ...] = ()
+    base64: bool = False
+    dimensions: int | None = None
+
+
+class Finish(enum.Enum):
+    """Why a generation ended, in OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one answer of the worker added. The last one has a finish."""
+
+    text: str
+    finish: Finish | None = None
+    usage: Usage = Usage()
+
+
+@dataclass(frozen=True, slots=True)
+class TensorShape:
+    """One input or output of a model, with the batch dimension; -1 = variable."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model takes and gives."""
+
+    inputs: tuple[TensorShape, ...]
+    outputs: tuple[TensorShape, ...]
+
+
+class Router(Protocol):
+    """Takes a request to a worker: gateway.routing.Router."""
+
+    async def infer(self, request: Request, payload: bytes, call: CallContext) -> bytes: ...
+
+    def stream(self, method: Method, request: Request, payload: bytes, call: CallContext) -> AsyncGenerator[bytes, None]: ...
+
+
+class Fleet(Protocol):
+    """Who serves what: gateway.fleet.Fleet."""
+
+    synced: bool
+
+    @property
+    def view(self) -> FleetView: ...
+
+    def copies(self, model: str, version: str = "") -> tuple[tuple[Worker, Copy], ...]: ...
+
+    def placed(self, model: str, version: str = "") -> bool: ...
+
+
+class Metrics(Protocol):
+    """What is counted: gateway.metrics.GatewayMetrics."""
+
+    def answered(self, method: str, model: str, elapsed_s: float) -> None: ...
+
+    def failed(self, method: str, model: str, code: str) -> None: ...
+
+    def refused(self, reason: str) -> None: ...
+
+
+Admit = Callable[[Mapping[str, str | bytes]], Awaitable[KeyFacts]]
+"""Who calls, by the headers of the call; takes one request from the key's bucket. Raises KeyMissing, KeyRefused, RateLimited …"""
+
+Published = Callable[[], Awaitable[Sequence[PublishedVersion]]]
+"""Every version the registry knows: gateway.peers.RegistryClient.published."""
+
+Describe = Callable[[str, str], Awaitable[Signature]]
+"""Model and version → its inputs and outputs; `codec.signature_of` makes one of an inference.ModelMetadataResponse."""

@@ -1,0 +1,128 @@
+"""The life of one copy of a model on this worker, as a table.
+
+Theory of operation. A copy comes into being UNAVAILABLE when it is ordered, and nothing but an event of its life moves it on:
+
+    UNAVAILABLE ──load begun──▶ LOADING ──loaded──▶ READY ──retired──▶ DRAINING ──drained──▶ UNLOADING ──freed──▶ UNAVAILABLE
+                                 │   ▲                                                        ▲
+                                 │   └──load begun── FAILED ◀──load failed── (LOADING)        │
+                                 └──withdrawn─────────────────────────────────────────────────┘
+
+Only READY answers new requests; DRAINING answers those it has. FAILED keeps its reason until it is loaded anew or given up. An
+event that has no place in a state is a bug and raises. A copy that is UNAVAILABLE again is forgotten.
+
+Owns the states and the collection of copies with who is told of changes. Never loads, never waits: `reconcile.py` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from runtime.errors import Code, PenstockError
+from runtime.ids import Digest, ModelName, ModelVersion
+from worker.types import CopyState, Task
+
+MAX_REASON_CHARACTERS = 300
+
+CopyKey = tuple[ModelName, ModelVersion]
+
+
+class IllegalTransition(PenstockError, code=Code.INTERNAL, reason="ILLEGAL_TRANSITION"):
+    """An event came to a copy in whose state it has no place."""
+
+
+class LifeEvent(enum.Enum):
+    """What happens to a copy."""
+
+    LOAD_BEGUN = "load begun"
+    LOADED = "loaded"
+    LOAD_FAILED = "load failed"
+    WITHDRAWN = "withdrawn"
+    RETIRED = "retired"
+    DRAINED = "drained"
+    FREED = "freed"
+
+
+_S, _E = CopyState, LifeEvent
+
+TRANSITIONS: Mapping[CopyState, Mapping[LifeEvent, CopyState]] = MappingProxyType(
+    {
+        _S.UNAVAILABLE: {_E.LOAD_BEGUN: _S.LOADING},
+        _S.LOADING: {_E.LOADED: _S.READY, _E.LOAD_FAILED: _S.FAILED, _E.WITHDRAWN: _S.UNLOADING},
+        _S.READY: {_E.RETIRED: _S.DRAINING},
+        _S.DRAINING: {_E.DRAINED: _S.UNLOADING},
+        _S.UNLOADING: {_E.FREED: _S.UNAVAILABLE},
+        _S.FAILED: {_E.LOAD_BEGUN: _S.LOADING, _E.WITHDRAWN: _S.UNLOADING},
+    }
+)
+
+
+@dataclass(slots=True, eq=False)
+class Copy:
+    """One copy: what it is, where it is in its life, and why."""
+
+    model: ModelName
+    version: ModelVersion
+    digest: Digest
+    generation: int
+    """Of the order that it was last loaded for."""
+    state: CopyState = CopyState.UNAVAILABLE
+    reason: str = ""
+    task: Task | None = None
+    """Known once the manifest was read."""
+    max_batch_size: int = 0
+    retry_at_s: float | None = None
+    """For a FAILED one whose cause may pass: when it is worth another try, on the monotonic clock."""
+
+    @property
+    def key(self) -> CopyKey:
+        return self.model, self.version
+
+
+class Holdings:
+    """The copies of this worker, and who is told when one of them changes."""
+
+    def __init__(self) -> None:
+        self._copies: dict[CopyKey, Copy] = {}
+        self._watching: list[asyncio.Event] = []
+
+    def watch(self) -> asyncio.Event:
+        """An event that is set at every change; who waits for it clears it."""
+        event = asyncio.Event()
+        self._watching.append(event)
+        return event
+
+    def add(self, copy: Copy) -> Copy:
+        self._copies[copy.key] = copy
+        return copy
+
+    def get(self, key: CopyKey) -> Copy | None:
+        return self._copies.get(key)
+
+    def __iter__(self) -> Iterator[Copy]:
+        return iter(sorted(self._copies.values(), key=lambda copy: copy.key))
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    def move(self, copy: Copy, event: LifeEvent, reason: str = "") -> None:
+        """The event happened to the copy. Raises IllegalTransition."""
+        after = TRANSITIONS[copy.state].get(event)
+        if after is None:
+            raise IllegalTransition(
+                f"model {copy.model!r} version {copy.version} is {copy.state.value}; '{event.value}' has no place there"
+            )
+        copy.state, copy.reason = after, reason[:MAX_REASON_CHARACTERS]
+        if after is not CopyState.FAILED:
+            copy.retry_at_s = None
+        if after is CopyState.UNAVAILABLE and self._copies.get(copy.key) is copy:
+            del self._copies[copy.key]
+        self.tell()
+
+    def tell(self) -> None:
+        """Something about a copy is different."""
+        for event in self._watching:
+            event.set()
