@@ -1,4 +1,4 @@
-"""The gather rules that `execute_streams` compares; the one in use is `runtime.gathering.WhileUnanswered`."""
+"""The gather rules that `execute_streams` compares; the one in use is `runtime.gathering.FlightPeak`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from runtime.gathering import AtOnce, GatherRule, WhileUnanswered
+from runtime.gathering import AtOnce, FlightPeak, GatherRule
 
 
 class FixedDelay:
@@ -75,10 +75,37 @@ class WhileBusy:
         return
 
 
+class WhileUnanswered:
+    """Gather until everything sent before was answered, or a bound has passed: FlightPeak without its memory."""
+
+    def __init__(self, bound_s: float, free_in_flight: int) -> None:
+        self._bound_s = bound_s
+        self._free_in_flight = free_in_flight
+        self._last_s = 0.0
+        self._gap_s = 4 * bound_s
+
+    def came(self, now_s: float) -> None:
+        gap_s = min(now_s - self._last_s, 4 * self._bound_s)
+        self._last_s = now_s
+        self._gap_s += (gap_s - self._gap_s) * 0.1
+
+    def hold_s(self, now_s: float, since_s: float, waiting: int, in_flight: int) -> float:
+        if in_flight <= self._free_in_flight or waiting >= in_flight or self._gap_s > self._bound_s:
+            return 0.0
+        return since_s + self._bound_s - now_s
+
+    def wrote(self) -> None:
+        return
+
+    def answered(self) -> None:
+        return
+
+
 RULES: dict[str, Callable[[], GatherRule]] = {
     "at-once": AtOnce,
     **{f"fixed-{ms}ms": partial(FixedDelay, ms / 1000, 3) for ms in (1, 2, 4)},
     **{f"any-answer-{ms}ms": partial(AnyAnswer, ms / 1000, 2) for ms in (1, 2, 4)},
     **{f"unanswered-{ms}ms": partial(WhileUnanswered, ms / 1000, 2) for ms in (1, 2, 4)},
     **{f"busy-{ms}ms": partial(WhileBusy, ms / 1000, 0.5) for ms in (2, 4)},
+    **{f"peak-{ms}ms": partial(FlightPeak, ms / 1000, 2) for ms in (1, 2, 4)},
 }

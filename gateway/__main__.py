@@ -14,9 +14,12 @@ from xds import discovery_pb2_grpc
 
 from gateway.config import GatewaySettings
 from gateway.edge import publish_edge
-from gateway.kserve.servicer import SERVICE, KServeServicer
+from gateway.kserve.servicer import SERVICE as KSERVE
+from gateway.kserve.servicer import KServeServicer
 from gateway.mesh import Mesh, joined
 from gateway.metrics import GatewayMetrics
+from gateway.openai.servicer import SERVICE as OPENAI
+from gateway.openai.servicer import OpenAIServicer
 from gateway.xds.holder import SnapshotHolder
 from gateway.xds.servicer import SERVICE as DISCOVERY
 from gateway.xds.servicer import DiscoveryServicer
@@ -57,9 +60,10 @@ def _registers(settings: GatewaySettings, mesh: Mesh, discovery: DiscoveryServic
     kserve = KServeServicer(mesh, strict_readiness=settings.strict_readiness, stream_in_flight=settings.stream_in_flight)
     registers: list[Register] = [
         kserve.register,
+        OpenAIServicer(mesh).register,
         partial(discovery_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server, discovery),
     ]
-    return registers, [SERVICE, DISCOVERY]
+    return registers, [KSERVE, OPENAI, DISCOVERY]
 
 
 def _public_tls(settings: GatewaySettings) -> PublicTls | None:

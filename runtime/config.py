@@ -17,7 +17,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 class ServiceSettings(BaseSettings):
     """What every service needs to know to be part of a mesh."""
 
-    model_config = SettingsConfigDict(env_prefix="PENSTOCK_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="PENSTOCK_", frozen=True, extra="forbid", cli_kebab_case=True)
 
     identity_dir: Path = Field(description="folder with this node's keys and certificate")
     region: str = Field(default="local", pattern=r"^[a-z0-9-]{1,32}$")

@@ -51,20 +51,22 @@ class AtOnce:
         return
 
 
-class WhileUnanswered:
-    """Gather while the peer still works on what it was sent: write once all of that is answered, or a bound has passed.
+class FlightPeak:
+    """Gather until as many frames wait as calls were lately open together, or a bound has passed.
 
-    The answers are the clock, as acknowledgements are in Nagle's algorithm (RFC 896). With at most `free_in_flight` calls
-    open nothing ever waits. And a frame waits only where others may be expected to join it: the mean gap between frames
-    must be shorter than the bound, so that many slow calls in flight do not hold up the odd fast one. Measured in
-    docs/decisions/0005-gather-rule.md.
+    While the peer still owes answers some of those calls are elsewhere, so this is Nagle's rule (RFC 896: hold back while
+    sent data is unacknowledged) with a memory: callers that were just answered are about to ask again, and on a busy machine
+    their requests are worth a moment. With at most `free_in_flight` calls open nothing ever waits. And a frame waits only
+    where others may be expected to join it: the mean gap between frames must be shorter than the bound, so that many slow
+    calls in flight do not hold up the odd fast one. Measured in docs/decisions/0005-gather-rule.md.
     """
 
-    __slots__ = ("_bound_s", "_free_in_flight", "_gap_s", "_last_s")
+    __slots__ = ("_bound_s", "_free_in_flight", "_gap_s", "_last_s", "_peak")
 
     def __init__(self, bound_s: float, free_in_flight: int) -> None:
         self._bound_s = bound_s
         self._free_in_flight = free_in_flight
+        self._peak = 0.0
         self._last_s = 0.0
         self._gap_s = _GAP_CEILING * bound_s
 
@@ -74,16 +76,20 @@ class WhileUnanswered:
         self._gap_s += (gap_s - self._gap_s) * _GAP_WEIGHT
 
     def hold_s(self, now_s: float, since_s: float, waiting: int, in_flight: int) -> float:
-        if in_flight <= self._free_in_flight or waiting >= in_flight or self._gap_s > self._bound_s:
+        self._peak = max(self._peak, in_flight)
+        if in_flight <= self._free_in_flight or waiting >= self._peak or self._gap_s > self._bound_s:
             return 0.0
         return since_s + self._bound_s - now_s
 
     def wrote(self) -> None:
-        return
+        self._peak *= _PEAK_DECAY
 
     def answered(self) -> None:
         return
 
+
+_PEAK_DECAY = 0.9
+"""Per message: seven messages after a crowd has left, half of it is forgotten."""
 
 _GAP_WEIGHT = 0.1
 _GAP_CEILING = 4

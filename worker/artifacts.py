@@ -1,8 +1,9 @@
 """A model's files, from the registry or the disk cache to a folder that an engine may open.
 
-Decides what may be loaded: a manifest that a trusted signer signed and that has the digest that was ordered, and files that have
-the sha256 it names. Both are checked at every load, also when they come from this machine's disk. A transfer that broke is gone
-on with where it stopped, when the load is tried again. Never retries by itself but once: content that differs is fetched anew.
+Decides what may be loaded: a manifest that a trusted signer signed and that has the digest that was ordered, and files that
+have the sha256 it names. Both are checked at every load, also when they come from this machine's disk. A transfer that
+broke is gone on with where it stopped, when the load is tried again. Never retries by itself but once: content that differs
+is fetched anew.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     manifests/9c1e…    signed manifests by digest, as they travelled
     models/9c1e…/      a loaded model's folder, hard-linked from files/; made at load, gone at unload
 
-Owns the folder, alone: a lock keeps a second process out. Bounded by bytes: what was used longest ago goes first, and never what
-is pinned. Blocking; call it in a thread. Never asks the registry.
+Owns the folder, alone: a lock keeps a second process out. Bounded by bytes: what was used longest ago goes first, and never
+what is pinned. Blocking; call it in a thread. Never asks the registry.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class FileCache:
 
     def pin(self, digest: Digest, files: Iterable[ManifestFile]) -> None:
         """Keep this model's files, and make room for those that are not here. Raises CacheFull."""
-        wanted = {file.sha256: file.size_bytes for file in files}
+        wanted: dict[str, int] = {file.sha256: file.size_bytes for file in files}
         with self._guard:
             self._pins[digest] = frozenset(wanted)
             missing = {sha256: size for sha256, size in wanted.items() if self._entries.get(sha256) != size}

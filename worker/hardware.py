@@ -1,9 +1,9 @@
 """What this machine has, and which tiers that qualifies for.
 
-Owns the reading (psutil; NVML where there is one) and the thresholds' default table. Decides tiers purely: a worker joins every
-tier whose thresholds it meets. Cores are physical ones that this process may use. Of several GPUs the largest counts, because a
-copy of a model runs on one device. Sizes in the table are decimal gigabytes, as memory and disks are sold: a machine with "64 GB"
-offers a little less than 64 GiB.
+Owns the reading (psutil; NVML where there is one) and the thresholds' default table. Decides tiers purely: a worker joins
+every tier whose thresholds it meets. Cores are physical ones that this process may use. Of several GPUs the largest counts,
+because a copy of a model runs on one device. Sizes in the table are decimal gigabytes, as memory and disks are sold: a
+machine with "64 GB" offers a little less than 64 GiB.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def _tier(file: Path, name: str, fields: Any) -> Tier:
         raise TiersRefused(f"{file}: tier {name!r} holds {seen}; its fields are: {', '.join(_FIELDS)}")
     numbers = [fields.get(field, 0) for field in _FIELDS]
     if not all(isinstance(number, int | float) and not isinstance(number, bool) and number >= 0 for number in numbers):
-        raise TiersRefused(f"{file}: tier {name!r} holds a value that is no number from 0; its fields are: {', '.join(_FIELDS)}")
+        raise TiersRefused(
+            f"{file}: tier {name!r} holds a value that is no number from 0; its fields are: {', '.join(_FIELDS)}"
+        )
     cores, memory_gb, gpu_memory_gb, disk_gb = numbers
     return Tier(name, int(cores), int(memory_gb * GB), int(gpu_memory_gb * GB), int(disk_gb * GB))
 

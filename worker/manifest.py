@@ -46,10 +46,10 @@ def open_manifest(raw: bytes, digest: Digest, trusted_signers: Container[bytes])
         raise ManifestRefused(f"what stands for manifest {digest} is none; fetch or publish it again") from error
     verified = verify_manifest(signed, trusted_signers)
     if verified.digest != digest:
-        raise ManifestRefused(f"manifest {digest} was asked for, and {verified.digest} came; the registry is not to be believed")
-    files = tuple(
-        ManifestFile(file.path, Digest(file.sha256), file.size_bytes) for file in verified.manifest.files
-    )
+        raise ManifestRefused(
+            f"manifest {digest} was asked for, and {verified.digest} came; the registry is not to be believed"
+        )
+    files = tuple(ManifestFile(file.path, Digest(file.sha256), file.size_bytes) for file in verified.manifest.files)
     spec = spec_of(verified.manifest, digest)
     _check_files(spec, files)
     return Description(spec, files)

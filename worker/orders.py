@@ -1,8 +1,8 @@
 """What this worker was told to hold, and what has to be done for it to be so. A codec and a pure plan.
 
-Level-triggered: orders and copies go in, the next steps come out; asked again after they were taken, it plans nothing. A version
-that is no longer ordered goes on answering until the version that replaces it is READY, also when that one fails: somebody has
-to answer. Absent orders are no orders at all and are not planned with.
+Level-triggered: orders and copies go in, the next steps come out; asked again after they were taken, it plans nothing. A
+version that is no longer ordered goes on answering until the version that replaces it is READY, also when that one fails:
+somebody has to answer. Absent orders are no orders at all and are not planned with.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from runtime.errors import Code, PenstockError
 from runtime.ids import Digest, ModelName, ModelVersion
 from worker.lifecycle import Copy, CopyKey
 from worker.types import CopyState
-
 
 
 class OrdersRefused(PenstockError, code=Code.INVALID_ARGUMENT, reason="ORDERS_REFUSED"):
@@ -74,9 +73,7 @@ def plan(orders: Sequence[Order], copies: Iterable[Copy], *, now_s: float, loads
         loads=tuple(due[: max(0, free)]),
         withdrawals=tuple(copy for copy in unwanted if copy.state in (CopyState.LOADING, CopyState.FAILED)),
         unloads=tuple(
-            copy
-            for copy in unwanted
-            if copy.state is CopyState.READY and (copy.key in ordered or copy.model not in awaited)
+            copy for copy in unwanted if copy.state is CopyState.READY and (copy.key in ordered or copy.model not in awaited)
         ),
     )
 

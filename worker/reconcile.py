@@ -1,9 +1,9 @@
 """Brings what this worker holds to what it was told to hold.
 
-Watches the worker's own assignment key; every change, of orders or of copies, leads to a new plan (`orders.py`), and its steps run
-as tasks. An absent key is not an order: only a written assignment changes what is held, because etcd may come back empty. At most
-so many loads run at once. A load whose cause of failure may pass is tried again a few times, then once in a while; a refused model
-only when its order's generation grows.
+Watches the worker's own assignment key; every change, of orders or of copies, leads to a new plan (`orders.py`), and its
+steps run as tasks. An absent key is not an order: only a written assignment changes what is held, because etcd may come
+back empty. At most so many loads run at once. A load whose cause of failure may pass is tried again a few times, then once
+in a while; a refused model only when its order's generation grows.
 
 Owns the tasks. Never fetches and never computes: `artifacts.py` prepares files, the table holds what answers.
 """
@@ -26,13 +26,17 @@ from runtime.errors import Code, PenstockError
 from runtime.ids import Digest, ModelName, ModelVersion
 from runtime.keyvalue import Changes, KeyValueStore, Put, Snapshot, Watch
 from worker.artifacts import Prepared, Progress
+from worker.engine import ModelRefused
 from worker.lifecycle import Copy, CopyKey, Holdings, LifeEvent
 from worker.manifest import Description
 from worker.models import LoadedModel
 from worker.orders import Order, OrdersRefused, parse_orders, plan
-from worker.types import ModelSpec
+from worker.types import CopyState, ModelSpec
 
 _PASSING = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED, Code.ABORTED)
+_BACKOFF = Backoff(first_s=0.5, max_s=8.0)
+_IDLE_S = 3600.0
+_SOONEST_S = 0.05
 _log = structlog.get_logger("penstock.reconcile")
 
 
@@ -64,7 +68,7 @@ class LoadRules:
     at_once: int = 2
     attempts: int = 6
     """In a row without a byte of progress."""
-    backoff: Backoff = Backoff(first_s=0.5, max_s=8.0)
+    backoff: Backoff = _BACKOFF
     again_after_s: float = 60.0
     """When a load that failed of a passing cause is tried again."""
     leave_grace_s: float = 0.3
@@ -111,7 +115,10 @@ class Reconciler:
             tasks.create_task(self._follow(watch))
             while True:
                 self._dirty.clear()
-                self._converge(tasks)
+                try:
+                    self._converge(tasks)
+                except PenstockError as error:  # a bug must not end what answers
+                    _log.error("converge_broke", exc_info=error)
                 await sleep_unless(self._clock, self._until_retry_s(), self._dirty)
 
     async def _follow(self, watch: Watch) -> None:
@@ -168,23 +175,85 @@ class Reconciler:
             loaded = await self._opened_at_last(copy)
             self._table.add(loaded)
             self._holdings.move(copy, LifeEvent.LOADED)
-            _log.info("model_ready", model=copy.model, version=copy.version, load_s=round(self._clock.monotonic_s() - begun_s, 3))
+            _log.info(
+                "model_ready", model=copy.model, version=copy.version, load_s=round(self._clock.monotonic_s() - begun_s, 3)
+            )
         except asyncio.CancelledError:
-            await self._let_go(copy)
-            if self._holdings.get(copy.key) is copy:
-                self._freed(copy)
+            if copy.state is CopyState.LOADING:  # the worker ends; else the plan withdrew it
+                self._holdings.move(copy, LifeEvent.WITHDRAWN)
+            self._holdings.move(copy, LifeEvent.FREED)
             raise
         except PenstockError as error:
-            await self._failed(copy, error.message, passing=error.code in _PASSING)
+            self._fail(copy, error.message, passing=error.code in _PASSING)
         except Exception as error:
             _log.error("load_broke", model=copy.model, version=copy.version, exc_info=error)
-            await self._failed(copy, "the load broke on a bug; the worker's log has it", passing=False)
+            self._fail(copy, "the load broke on a bug; the worker's log has it", passing=False)
         finally:
             self._loads.pop(copy.key, None)
-            self._dirty.set()
 
-    def _freed(self, copy: Copy) -> None:
-        """A load was broken off: by the plan, or because the worker ends."""
-        with suppress(PenstockError):
-            self._holdings.move(copy, LifeEvent.WITHDRAWN)
+    def _fail(self, copy: Copy, reason: str, *, passing: bool) -> None:
+        _log.error("model_failed", model=copy.model, version=copy.version, error=reason)
+        self._holdings.move(copy, LifeEvent.LOAD_FAILED, reason)
+        if passing:
+            copy.retry_at_s = self._clock.monotonic_s() + self._rules.again_after_s * (1 + 0.2 * self._rng.random())
+        self._holdings.tell()
+
+    async def _opened_at_last(self, copy: Copy) -> LoadedModel:
+        """Try until it is open, or the attempts are used up, or the cause will not pass. Progress is worth a fresh start."""
+        failures = 0
+        came_bytes = 0
+
+        def progress(count: int) -> None:
+            nonlocal came_bytes
+            came_bytes += count
+
+        while True:
+            before_bytes = came_bytes
+            try:
+                return await self._opened(copy, progress)
+            except PenstockError as error:
+                failures = failures + 1 if came_bytes == before_bytes else 1
+                if error.code not in _PASSING or failures >= self._rules.attempts:
+                    raise
+                delay_s = self._rules.backoff.delay_s(failures, self._rng)
+                _log.warning(
+                    "load_waiting", model=copy.model, version=copy.version, error=error.message, delay_s=round(delay_s, 2)
+                )
+                await self._clock.sleep(delay_s)
+
+    async def _opened(self, copy: Copy, progress: Progress) -> LoadedModel:
+        description = await self._files.describe(copy.digest)
+        spec = description.spec
+        if (spec.model, spec.version) != copy.key:
+            raise ModelRefused(
+                f"model {copy.model!r} version {copy.version} was ordered with digest {copy.digest}, which is that of"
+                f" {spec.model!r} version {spec.version}"
+            )
+        copy.task, copy.max_batch_size = spec.task, spec.max_batch_size
+        self._holdings.tell()
+        prepared = await self._files.prepare(description, progress)
+        try:
+            loaded = await self._open_model(spec, prepared.folder)
+        except BaseException:
+            await self._files.release(prepared)
+            raise
+        self._prepared[copy.key] = prepared
+        return loaded
+
+    async def _unload(self, copy: Copy) -> None:
+        await self._clock.sleep(self._rules.leave_grace_s)
+        try:
+            await self._table.remove(copy.model, copy.version, grace_s=self._rules.drain_grace_s)
+        except PenstockError as error:
+            _log.error("unload_broke", model=copy.model, version=copy.version, exc_info=error)
+        self._holdings.move(copy, LifeEvent.DRAINED)
+        prepared = self._prepared.pop(copy.key, None)
+        if prepared is not None:
+            await self._files.release(prepared)
         self._holdings.move(copy, LifeEvent.FREED)
+        _log.info("model_unloaded", model=copy.model, version=copy.version)
+
+    def _until_retry_s(self) -> float:
+        """Until a failed copy is worth another try; a long time where none is."""
+        due_s = min((copy.retry_at_s for copy in self._holdings if copy.retry_at_s is not None), default=None)
+        return _IDLE_S if due_s is None else min(_IDLE_S, max(_SOONEST_S, due_s - self._clock.monotonic_s()))

@@ -1,4 +1,4 @@
-"""The registry as the worker reads it: manifests by digest, files from an offset. Over one channel; errors as our own classes."""
+"""The registry as the worker reads it: manifests by digest, files from an offset; errors as our own classes."""
 
 from __future__ import annotations
 

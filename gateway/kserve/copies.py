@@ -36,13 +36,13 @@ class CopyInquiry:
         self._channels: dict[WorkerId, tuple[str, grpc.aio.Channel]] = {}
         self._remembered: OrderedDict[tuple[str, Digest], Any] = OrderedDict()
 
-    async def metadata(self, model: str, version: str) -> kserve.ModelMetadataResponse:
+    async def metadata(self, name: str, version: str) -> kserve.ModelMetadataResponse:
         """Raises ModelUnknown, ModelCold. `versions` are those ready anywhere in the fleet."""
-        chosen = self._version(model, version)
-        request = kserve.ModelMetadataRequest(name=model, version=chosen)
+        chosen = self._version(name, version)
+        request = kserve.ModelMetadataRequest(name=name, version=chosen)
         answer = kserve.ModelMetadataResponse()
-        answer.CopyFrom(await self._once("metadata", model, chosen, lambda stub: stub.ModelMetadata(request, **_LIMIT)))
-        known = {copy.version for _, copy in self._fleet.ready(model, version)}
+        answer.CopyFrom(await self._once("metadata", name, chosen, lambda stub: stub.ModelMetadata(request, **_LIMIT)))
+        known = {copy.version for _, copy in self._fleet.ready(name, version)}
         answer.versions[:] = sorted(known, key=lambda each: (len(each), each))
         return answer
 

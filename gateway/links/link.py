@@ -19,7 +19,7 @@ from gateway.links.stream import LinkStream, RawCall
 from gateway.links.types import CallContext, LinkLoad, LinkLost, LinkSettings, Method
 from runtime.channel import inner_channel
 from runtime.errors import Internal
-from runtime.gathering import GatherRule, WhileUnanswered
+from runtime.gathering import FlightPeak, GatherRule
 from runtime.identity import NodeIdentity, Role
 from runtime.ids import NodeId, WorkerId
 
@@ -32,7 +32,7 @@ GATHER_FREE_IN_FLIGHT = 2
 
 def gather_rule() -> GatherRule:
     """How requests gather on a stream to a worker. The constants: docs/decisions/0005-gather-rule.md."""
-    return WhileUnanswered(GATHER_BOUND_S, GATHER_FREE_IN_FLIGHT)
+    return FlightPeak(GATHER_BOUND_S, GATHER_FREE_IN_FLIGHT)
 
 
 class WorkerLink:

@@ -53,7 +53,9 @@ class Fields:
                 continue
             path = self.path(name)[:_SHOWN]
             if name not in inert:
-                raise RequestRefused(f"{path!r} is no parameter of this call; leave it out", param=path, fault="unknown_parameter")
+                raise RequestRefused(
+                    f"{path!r} is no parameter of this call; leave it out", param=path, fault="unknown_parameter"
+                )
             if not any(_same(value, harmless) for harmless in inert[name]):
                 raise _unsupported(path, inert[name])
 
@@ -75,7 +77,8 @@ class Fields:
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             _wrong(self.path(name), value, "an integer")
-        return _within(self.path(name), value, at_least, at_most)
+        _check_range(self.path(name), value, at_least, at_most)
+        return value
 
     def number(self, name: str, at_least: float, at_most: float) -> float | None:
         value = self._values.get(name)
@@ -83,7 +86,8 @@ class Fields:
             return None
         if not isinstance(value, int | float) or isinstance(value, bool):
             _wrong(self.path(name), value, "a number")
-        return float(_within(self.path(name), value, at_least, at_most))
+        _check_range(self.path(name), value, at_least, at_most)
+        return float(value)
 
     def fields(self, name: str) -> Fields | None:
         value = self._values.get(name)
@@ -139,9 +143,9 @@ def _wrong(path: str, value: object, expected: str) -> NoReturn:
     raise RequestRefused(f"{path!r} is {kind_of(value)}; expected {expected}", param=path, fault="invalid_type")
 
 
-def _within(path: str, value: int | float, at_least: float, at_most: float) -> int | float:
+def _check_range(path: str, value: float, at_least: float, at_most: float) -> None:
     if at_least <= value <= at_most:
-        return value
+        return
     shown = f"{value:.20g}" if isinstance(value, float) or abs(value) < 10**18 else "that number"
     raise RequestRefused(f"{path!r} is {shown}; it is taken from {at_least} to {at_most}", param=path, fault="out_of_range")
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from gateway.openai.errors import RequestRefused
 from gateway.openai.fields import Fields, body_of, fields_of, kind_of, text_of
-from gateway.openai.types import Door, Sampling, TextAsked, Turn, VectorsAsked
+from gateway.openai.types import Sampling, Style, TextAsked, Turn, VectorsAsked
 
 MAX_INPUTS = 2048
 MAX_TURNS = 16_384
@@ -30,11 +30,11 @@ _INERT: Mapping[str, tuple[object, ...]] = {
     "logit_bias": ({},),
 }
 _TAKEN = {
-    Door.CHAT: _SAMPLING | _LABELS | {"messages", "max_completion_tokens", "parallel_tool_calls"},
-    Door.COMPLETION: _SAMPLING | _LABELS | {"prompt"},
+    Style.CHAT: _SAMPLING | _LABELS | {"messages", "max_completion_tokens", "parallel_tool_calls"},
+    Style.COMPLETION: _SAMPLING | _LABELS | {"prompt"},
 }
-_INERT_AT: Mapping[Door, Mapping[str, tuple[object, ...]]] = {
-    Door.CHAT: {
+_INERT_AT: Mapping[Style, Mapping[str, tuple[object, ...]]] = {
+    Style.CHAT: {
         **_INERT,
         "tools": ([],),
         "tool_choice": ("none", "auto"),
@@ -54,7 +54,7 @@ _INERT_AT: Mapping[Door, Mapping[str, tuple[object, ...]]] = {
         "prompt_cache_retention": (),
         "moderation": (),
     },
-    Door.COMPLETION: {**_INERT, "best_of": (1,), "echo": (False,), "logprobs": (), "suffix": ("",)},
+    Style.COMPLETION: {**_INERT, "best_of": (1,), "echo": (False,), "logprobs": (), "suffix": ("",)},
 }
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 """Chat templates know no developer; it is the system's newer name."""
@@ -71,18 +71,18 @@ _TURN_INERT: Mapping[str, tuple[object, ...]] = {
 _EMBEDDING = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
 
 
-def text_asked(door: Door, data: bytes) -> TextAsked:
+def text_asked(style: Style, data: bytes) -> TextAsked:
     """Raises RequestRefused, BodyTooLarge."""
     body = body_of(data)
     model = _model(body)
-    body.only(_TAKEN[door], _INERT_AT[door])
-    prompt = _turns(body) if door is Door.CHAT else _prompt(body)
+    body.only(_TAKEN[style], _INERT_AT[style])
+    prompt = _turns(body) if style is Style.CHAT else _prompt(body)
     stream = body.flag("stream")
     return TextAsked(
         model=model,
         prompt=prompt,
         sampling=_sampling(body),
-        max_tokens=_max_tokens(body) or (_COMPLETION_TOKENS if door is Door.COMPLETION else 0),
+        max_tokens=_max_tokens(body) or (_COMPLETION_TOKENS if style is Style.COMPLETION else 0),
         stop=_stop(body),
         stream=stream,
         include_usage=_include_usage(body, stream),
@@ -156,7 +156,9 @@ def _prompt(body: Fields) -> str:
         return text_of(value[0], "prompt[0]")
     seen = f"{len(value)} prompts" if value and isinstance(value[0], str) else "token ids"
     raise RequestRefused(
-        f"'prompt' holds {seen if value else 'nothing'}; send one string for each request", param="prompt", fault="unsupported_value"
+        f"'prompt' holds {seen if value else 'nothing'}; send one string for each request",
+        param="prompt",
+        fault="unsupported_value",
     )
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.admission import KeyFacts
+from inference.grpc_service_pb2 import ModelMetadataResponse
+
+from gateway.callers import Caller, Context
 from gateway.links.types import CallContext, Method
 from gateway.types import PublishedVersion
 from placement.types import Copy, Request, Worker
 from placement.view import FleetView
 
 
-class Door(enum.Enum):
+class Style(enum.Enum):
     """The two ways to ask for text: a conversation, or a prompt taken as it is."""
 
     CHAT = "chat"
@@ -116,7 +118,8 @@ class Router(Protocol):
 class Fleet(Protocol):
     """Who serves what: gateway.fleet.Fleet."""
 
-    synced: bool
+    @property
+    def synced(self) -> bool: ...
 
     @property
     def view(self) -> FleetView: ...
@@ -133,14 +136,42 @@ class Metrics(Protocol):
 
     def failed(self, method: str, model: str, code: str) -> None: ...
 
-    def refused(self, reason: str) -> None: ...
+
+class Door(Protocol):
+    """Lets calls in: gateway.callers.Callers."""
+
+    async def enter(self, context: Context) -> Caller: ...
 
 
-Admit = Callable[[Mapping[str, str | bytes]], Awaitable[KeyFacts]]
-"""Who calls, by the headers of the call; takes one request from the key's bucket. Raises KeyMissing, KeyRefused, RateLimited …"""
+class Copies(Protocol):
+    """Knows what a model takes and gives: gateway.kserve.copies.CopyInquiry."""
 
-Published = Callable[[], Awaitable[Sequence[PublishedVersion]]]
-"""Every version the registry knows: gateway.peers.RegistryClient.published."""
+    async def metadata(self, name: str, version: str) -> ModelMetadataResponse: ...
 
-Describe = Callable[[str, str], Awaitable[Signature]]
-"""Model and version → its inputs and outputs; `codec.signature_of` makes one of an inference.ModelMetadataResponse."""
+
+class Registry(Protocol):
+    """Knows what was published: gateway.peers.RegistryClient."""
+
+    async def published(self) -> Sequence[PublishedVersion]: ...
+
+
+class Mesh(Protocol):
+    """What is behind the API: gateway.mesh.Mesh."""
+
+    @property
+    def callers(self) -> Door: ...
+
+    @property
+    def router(self) -> Router: ...
+
+    @property
+    def fleet(self) -> Fleet: ...
+
+    @property
+    def copies(self) -> Copies: ...
+
+    @property
+    def registry(self) -> Registry: ...
+
+    @property
+    def metrics(self) -> Metrics: ...

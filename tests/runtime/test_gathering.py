@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.gathering import AtOnce, FrameWriter, WhileUnanswered
+from runtime.gathering import AtOnce, FlightPeak, FrameWriter
 
 
-def busy(bound_s: float = 0.002) -> WhileUnanswered:
-    rule = WhileUnanswered(bound_s, 2)
+def busy(bound_s: float = 0.002) -> FlightPeak:
+    rule = FlightPeak(bound_s, 2)
     for n in range(100):
         rule.came(n * 0.0001)
     return rule
@@ -22,9 +22,18 @@ def test_with_few_calls_open_nothing_waits(in_flight: int, now_s: float) -> None
 
 
 @given(st.integers(1, 100), st.integers(0, 100))
-def test_frames_wait_only_while_the_peer_has_something_of_ours(waiting: int, elsewhere: int) -> None:
+def test_frames_wait_only_while_some_of_the_open_calls_are_elsewhere(waiting: int, elsewhere: int) -> None:
     hold_s = busy().hold_s(1.0, 1.0, waiting, waiting + elsewhere)
     assert (hold_s > 0) == (elsewhere > 0 and waiting + elsewhere > 2)
+
+
+def test_a_crowd_is_waited_for_again_until_it_is_forgotten() -> None:
+    rule = busy()
+    assert rule.hold_s(1, 1, 1, 20) > 0
+    assert rule.hold_s(1, 1, 8, 8) > 0
+    for _ in range(10):
+        rule.wrote()
+    assert rule.hold_s(1, 1, 8, 8) == 0
 
 
 @given(st.floats(0, 1), st.integers(1, 10), st.integers(0, 100))
@@ -82,28 +91,38 @@ async def test_frames_of_one_loop_turn_and_of_a_write_in_progress_leave_together
         run.cancel()
 
 
-async def test_held_frames_leave_when_the_last_answer_comes() -> None:
+async def test_held_frames_leave_when_all_have_gathered() -> None:
     wire = Wire()
     writer = FrameWriter(wire.write, busy(60.0), lambda: wire.in_flight)
     async with asyncio.TaskGroup() as group:
         run = group.create_task(writer.run())
         wire.in_flight = 3
-        for call in (b"a", b"b", b"c"):
+        for call in (b"a", b"b"):
             writer.push(1, call)
         await settle()
-        assert wire.messages == [b"abc"]
-        wire.in_flight = 5
-        writer.push(1, b"d")
-        writer.push(1, b"e")
+        assert wire.messages == []
+        writer.push(1, b"c")
         await settle()
+        assert wire.messages == [b"abc"]
+        run.cancel()
+
+
+async def test_held_frames_leave_when_an_answer_leaves_few_calls_open() -> None:
+    wire = Wire()
+    writer = FrameWriter(wire.write, busy(60.0), lambda: wire.in_flight)
+    async with asyncio.TaskGroup() as group:
+        run = group.create_task(writer.run())
         wire.in_flight = 4
+        writer.push(1, b"a")
+        await settle()
+        wire.in_flight = 3
         writer.answered()
         await settle()
-        assert wire.messages == [b"abc"]
+        assert wire.messages == []
         wire.in_flight = 2
         writer.answered()
         await settle()
-        assert wire.messages == [b"abc", b"de"]
+        assert wire.messages == [b"a"]
         run.cancel()
 
 

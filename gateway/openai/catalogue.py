@@ -1,0 +1,78 @@
+"""Which models a key may see, as GET /v1/models lists them.
+
+Owns a short memory of when versions were published. What the fleet serves is the fleet's to say: while the registry is away the
+list stays whole, and a time that is not known is 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from gateway.openai.types import Fleet, Registry
+from placement.types import CopyState, newest
+from runtime.errors import Code, PenstockError
+from runtime.ids import Digest
+
+_FRESH_S = 30.0
+_OWNER = "penstock"
+
+
+class ModelNotServed(PenstockError, code=Code.NOT_FOUND, reason="MODEL_NOT_SERVED"):
+    """The fleet does not serve this model, or not to this key: which one is nobody's business."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """A model that answers now; `digest` and `task` are of its newest version."""
+
+    model: str
+    digest: Digest
+    task: str
+
+
+class Catalogue:
+    def __init__(self, fleet: Fleet, registry: Registry, now_s: Callable[[], float]) -> None:
+        self._fleet, self._registry, self._now_s = fleet, registry, now_s
+        self._published_at_s: dict[Digest, int] = {}
+        self._asked_at_s = -_FRESH_S
+
+    async def all(self, allows: Callable[[str], bool]) -> bytes:
+        listed = [each for each in self._listed(self._fleet.view.models) if allows(each.model)]
+        await self._learn(listed)
+        return json.dumps({"object": "list", "data": [self._shown(each) for each in listed]}).encode()
+
+    async def one(self, model: str, allows: Callable[[str], bool]) -> bytes:
+        """Raises ModelNotServed."""
+        listed = self._listed([model]) if allows(model) else []
+        if not listed:
+            raise ModelNotServed(
+                f"the model {model[:200]!r} is not served here, or not to this key; GET /v1/models lists those"
+            )
+        await self._learn(listed)
+        return json.dumps(self._shown(listed[0])).encode()
+
+    def _listed(self, models: Iterable[str]) -> list[ListedModel]:
+        found = []
+        for model in sorted(models):
+            ready = {copy.version: copy for _, copy in self._fleet.copies(model) if copy.state is CopyState.READY}
+            if ready:
+                copy = ready[newest(ready)]
+                found.append(ListedModel(model, copy.digest, copy.task))
+        return found
+
+    async def _learn(self, listed: Iterable[ListedModel]) -> None:
+        """Ask when these were published, unless that is known or was just asked."""
+        now_s = self._now_s()
+        if now_s < self._asked_at_s + _FRESH_S or all(each.digest in self._published_at_s for each in listed):
+            return
+        self._asked_at_s = now_s
+        try:
+            self._published_at_s = {each.digest: each.published_at_s for each in await self._registry.published()}
+        except PenstockError:  # the registry is away
+            return
+
+    def _shown(self, each: ListedModel) -> dict[str, object]:
+        created = self._published_at_s.get(each.digest, 0)
+        return {"id": each.model, "object": "model", "created": created, "owned_by": _OWNER, "task": each.task}

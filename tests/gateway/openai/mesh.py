@@ -1,0 +1,230 @@
+"""A mesh of one process for the OpenAI service: real admission and fleet view, workers whose answers the test chooses."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc.aio
+import numpy as np
+from google.api.httpbody_pb2 import HttpBody
+from inference import grpc_service_pb2 as kserve
+from penstock.worker.v1 import worker_pb2
+from prometheus_client import CollectorRegistry
+
+from gateway.admission import KeyFacts
+from gateway.callers import Callers
+from gateway.keys import Keys
+from gateway.links.types import CallContext, Method
+from gateway.metrics import GatewayMetrics
+from gateway.openai.servicer import SERVICE, OpenAIServicer
+from gateway.types import PublishedVersion
+from placement.types import Copy, CopyState, Request, Worker
+from placement.view import FleetView
+from runtime.clock import SystemClock
+from runtime.errors import NotFound, PenstockError
+from runtime.ids import Digest, KeyId, ModelName, ModelVersion, Region, TenantId, WorkerId
+from runtime.serving import Listen, serving
+
+SECRET, LIMITED, NARROW = "sk-good", "sk-limited", "sk-narrow"
+PUBLISHED_AT_S = 1_700_000_000
+
+
+def piece(text: str, finish: int = 0, prompt_tokens: int = 0, completion_tokens: int = 0) -> bytes:
+    message = worker_pb2.GenerateResponse(text=text, finish_reason=finish)  # type: ignore[arg-type]
+    if finish:
+        message.usage.prompt_tokens, message.usage.completion_tokens = prompt_tokens, completion_tokens
+    return message.SerializeToString()
+
+
+ANSWER = (piece("Hel"), piece('lo "wörld"\n'), piece("", worker_pb2.FINISH_REASON_STOP, 7, 3))
+
+
+@dataclass(slots=True)
+class ScriptedRouter:
+    """Answers what it was told, and remembers what it was asked."""
+
+    answers: Sequence[bytes | PenstockError] = ANSWER
+    asked: list[worker_pb2.GenerateRequest] = field(default_factory=list)
+    inferred: list[kserve.ModelInferRequest] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    calls: list[CallContext] = field(default_factory=list)
+    hang: bool = False
+    begun: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    embed: Callable[[kserve.ModelInferRequest], np.ndarray[Any, Any]] = field(default=lambda request: _embedded(request))
+
+    async def infer(self, request: Request, payload: bytes, call: CallContext) -> bytes:
+        asked = kserve.ModelInferRequest.FromString(payload)
+        self.inferred.append(asked)
+        self.calls.append(call)
+        vectors = self.embed(asked)
+        answer = kserve.ModelInferResponse(model_name=asked.model_name, raw_output_contents=[vectors.tobytes()])
+        answer.outputs.add(name=asked.outputs[0].name, datatype="FP32", shape=vectors.shape)
+        return answer.SerializeToString()
+
+    async def stream(self, method: Method, request: Request, payload: bytes, call: CallContext) -> AsyncGenerator[bytes, None]:
+        assert method is Method.GENERATE
+        self.asked.append(worker_pb2.GenerateRequest.FromString(payload))
+        self.requests.append(request)
+        self.calls.append(call)
+        try:
+            for answer in self.answers:
+                if isinstance(answer, PenstockError):
+                    raise answer
+                yield answer
+            if self.hang:
+                self.begun.set()
+                await asyncio.Event().wait()
+        finally:
+            self.left.set()
+
+
+def _embedded(request: kserve.ModelInferRequest) -> np.ndarray[Any, Any]:
+    rows = request.inputs[0].shape[0]
+    return np.arange(rows * 3, dtype="<f4").reshape(rows, 3) + len(request.raw_input_contents[0])
+
+
+@dataclass(slots=True)
+class FixedFleet:
+    view: FleetView
+    synced: bool = True
+    wanted: frozenset[str] = frozenset()
+
+    def copies(self, model: str, version: str = "") -> tuple[tuple[Worker, Copy], ...]:
+        return self.view.copies_of(ModelName(model))
+
+    def placed(self, model: str, version: str = "") -> bool:
+        return model in self.wanted
+
+
+@dataclass(slots=True)
+class FixedRegistry:
+    failure: PenstockError | None = None
+    asked: int = 0
+
+    async def published(self) -> Sequence[PublishedVersion]:
+        self.asked += 1
+        if self.failure is not None:
+            raise self.failure
+        return [PublishedVersion(ModelName("sums"), ModelVersion("1"), Digest("d-sums"), "chat", PUBLISHED_AT_S)]
+
+
+@dataclass(slots=True)
+class FixedCopies:
+    """Every embedding model takes this."""
+
+    datatype: str = "BYTES"
+    shape: tuple[int, ...] = (-1, 1)
+
+    async def metadata(self, name: str, version: str) -> kserve.ModelMetadataResponse:
+        answer = kserve.ModelMetadataResponse(name=name)
+        answer.inputs.add(name="text", datatype=self.datatype, shape=self.shape)
+        answer.outputs.add(name="ignored", datatype="INT64", shape=[-1])
+        answer.outputs.add(name="vector", datatype="FP32", shape=[-1, 3])
+        return answer
+
+
+@dataclass(slots=True)
+class FixedKeys:
+    async def resolve(self, secret_sha256: bytes) -> KeyFacts:
+        for secret, facts in _KEYS.items():
+            if hashlib.sha256(secret.encode()).digest() == secret_sha256:
+                return facts
+        raise NotFound("no such key")
+
+    async def watch(self) -> AsyncGenerator[Sequence[KeyId], None]:
+        yield []
+
+
+_KEYS = {
+    SECRET: KeyFacts(KeyId("k1"), TenantId("acme")),
+    LIMITED: KeyFacts(KeyId("k2"), TenantId("acme"), requests_per_s=0.5, burst=1),
+    NARROW: KeyFacts(KeyId("k3"), TenantId("acme"), allowed_models=frozenset({"words"})),
+}
+
+
+def _copy(model: str, task: str, state: CopyState = CopyState.READY, max_batch_size: int = 0) -> Copy:
+    return Copy(ModelName(model), ModelVersion("1"), Digest(f"d-{model}"), state, task=task, max_batch_size=max_batch_size)
+
+
+def small_fleet() -> FixedFleet:
+    copies = (
+        _copy("sums", "chat"),
+        _copy("words", "completion"),
+        _copy("digits", "tensor"),
+        _copy("vectors", "embedding", max_batch_size=4),
+        _copy("late", "chat", CopyState.LOADING),
+    )
+    worker = Worker(WorkerId("w1"), Region("local"), "127.0.0.1:1", copies=copies, max_in_flight=8)
+    return FixedFleet(FleetView().with_worker(worker), wanted=frozenset({"coming"}))
+
+
+@dataclass(slots=True)
+class SmallMesh:
+    """What a gateway.mesh.Mesh is to the service."""
+
+    callers: Callers
+    metrics: GatewayMetrics
+    counted: CollectorRegistry
+    router: ScriptedRouter = field(default_factory=ScriptedRouter)
+    fleet: FixedFleet = field(default_factory=small_fleet)
+    copies: FixedCopies = field(default_factory=FixedCopies)
+    registry: FixedRegistry = field(default_factory=FixedRegistry)
+
+    def count(self, method: str, model: str, code: str) -> float:
+        labels = {"method": method, "model": model, "code": code}
+        return self.counted.get_sample_value("penstock_gateway_requests_total", labels) or 0.0
+
+
+def small_mesh(*, keys: bool = True) -> SmallMesh:
+    counted = CollectorRegistry()
+    metrics = GatewayMetrics(counted)
+    return SmallMesh(Callers(Keys(FixedKeys(), SystemClock()) if keys else None, metrics), metrics, counted)
+
+
+@dataclass(slots=True)
+class Served:
+    """The service on a port of its own, asked over gRPC as Envoy asks it."""
+
+    mesh: SmallMesh
+    channel: grpc.aio.Channel
+
+    async def post(self, method: str, body: bytes, *headers: tuple[str, str], secret: str = SECRET) -> Answered:
+        call = self.begin(method, body, *headers, secret=secret)
+        messages = [message async for message in call]
+        return Answered(dict(await call.initial_metadata() or ()), messages)
+
+    def begin(self, method: str, body: bytes, *headers: tuple[str, str], secret: str = SECRET, **options: Any) -> Any:
+        metadata = (*headers, *((("authorization", f"Bearer {secret}"),) if secret else ()))
+        ask = self.channel.unary_stream(
+            f"/{SERVICE}/{method}", request_serializer=HttpBody.SerializeToString, response_deserializer=HttpBody.FromString
+        )
+        return ask(HttpBody(content_type="application/json", data=body), metadata=metadata, **options)
+
+
+@dataclass(slots=True)
+class Answered:
+    metadata: dict[str, Any]
+    messages: list[HttpBody]
+
+    @property
+    def status(self) -> int:
+        return int(self.metadata.get("x-penstock-http-status", 200))
+
+    @property
+    def text(self) -> str:
+        return b"".join(message.data for message in self.messages).decode()
+
+
+@asynccontextmanager
+async def served(mesh: SmallMesh | None = None) -> AsyncIterator[Served]:
+    mesh = mesh or small_mesh()
+    servicer = OpenAIServicer(mesh)
+    async with serving([Listen("127.0.0.1", 0)], [servicer.register], [SERVICE], drain_grace_s=0.2) as running:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports[0]}") as channel:
+            yield Served(mesh, channel)

@@ -1,0 +1,64 @@
+"""Composes a worker. Lifetimes nest, and leaving them is the order of ending: out of the fleet, a moment for gateways to hear
+of it, the calls in flight, the ports, the loads, the models."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+
+import structlog
+from pydantic_settings import CliApp
+
+from runtime.identity import load_identity
+from runtime.ids import WorkerId
+from runtime.process import announce, run_service
+from runtime.telemetry import configure_logging, configure_tracing
+from worker.config import WorkerSettings
+from worker.execution import Execution
+from worker.front import opened_front, opened_metrics
+from worker.inference import TableInference
+from worker.lifecycle import Holdings
+from worker.membership import membership_of
+from worker.presence_codec import copy_messages
+from worker.standalone import check_alone, load_folders, opened_table
+
+
+async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set. Raises a PenstockError where it cannot start; etcd and registry may come later."""
+    configure_logging("worker", level=settings.log_level)
+    interceptors = configure_tracing("worker", settings.otlp_endpoint)
+    check_alone(settings)
+    identity = load_identity(settings.identity_dir) if settings.identity_dir else None
+    worker_id, holdings = WorkerId(identity.node_id if identity else "standalone"), Holdings()
+    async with AsyncExitStack() as stack:
+        table = await stack.enter_async_context(opened_table())
+        membership = membership_of(settings, identity, table, holdings)
+        inference = TableInference(table, max_in_flight=settings.max_in_flight)
+        execution = Execution(inference, worker_id, stop, copies=lambda: copy_messages(holdings, draining=execution.draining))
+        await load_folders(settings.model_folder, table, holdings)
+        store = await stack.enter_async_context(membership.following_orders()) if membership else None
+        front = opened_front(settings, identity, table, inference, execution, interceptors)
+        ports = await stack.enter_async_context(front)
+        if membership and store:
+            await stack.enter_async_context(membership.present(store, ports, lambda: execution.draining))
+        metrics_port = opened_metrics(settings, table, inference)
+        bound = {"port": ports.inner, "kserve_port": ports.kserve, "metrics_port": metrics_port}
+        structlog.get_logger("penstock.worker").info("serving", worker_id=worker_id, **bound)
+        announce(settings.ready_file, **bound)
+        await stop.wait()
+
+
+def run(settings: WorkerSettings) -> int:
+    """Serve until a signal; the exit status."""
+    return run_service(partial(serve, settings))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run(CliApp.run(WorkerSettings, cli_args=list(sys.argv[1:] if argv is None else argv)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""A worker's part in a mesh: orders followed while it lives, presence while it answers.
+
+Puts the pieces together from the settings. Decides nothing but that a setting is missing.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+from runtime.channel import inner_channel
+from runtime.clock import SystemClock
+from runtime.errors import FailedPrecondition
+from runtime.etcd import EtcdStore
+from runtime.etcd_members import EtcdSettings
+from runtime.identity import NodeIdentity, Role
+from runtime.ids import Region, WorkerId, assignment_key
+from runtime.manifests import read_trusted_signers
+from worker.artifacts import Artifacts
+from worker.cache import open_cache
+from worker.config import WorkerSettings
+from worker.front import Ports
+from worker.hardware import DEFAULT_TIERS, read_disk_free_bytes, read_hardware, read_tiers, tiers_of
+from worker.lifecycle import Holdings
+from worker.models import ModelTable, open_model
+from worker.presence import Presence, PresenceTiming
+from worker.presence_codec import WorkerFacts
+from worker.reconcile import LoadRules, Reconciler
+from worker.registry_source import RegistrySource
+from worker.threads import in_thread
+
+_WILDCARDS = ("", "0.0.0.0", "::")
+
+
+class Membership:
+    """This worker in its mesh. Entering `following_orders` waits for neither etcd nor registry."""
+
+    def __init__(self, settings: WorkerSettings, identity: NodeIdentity, table: ModelTable, holdings: Holdings) -> None:
+        if settings.trusted_signers is None:
+            raise FailedPrecondition("a worker needs to know whose models to load; pass --trusted-signers FILE")
+        if settings.host in _WILDCARDS and not settings.advertise:
+            raise FailedPrecondition(f"others cannot call {settings.host or 'an empty host'}; pass --advertise HOST:PORT")
+        self._settings, self._identity, self._table, self._holdings = settings, identity, table, holdings
+        self._signers = partial(read_trusted_signers, settings.trusted_signers)
+        self._signers()  # a file that cannot be read is told of now; it is read anew at each load
+        self._tiers = DEFAULT_TIERS if settings.tiers is None else read_tiers(settings.tiers)
+        self._clock, self._rng = SystemClock(), random.SystemRandom()
+        self._region, self._worker_id = Region(settings.region), WorkerId(identity.node_id)
+
+    @asynccontextmanager
+    async def following_orders(self) -> AsyncIterator[EtcdStore]:
+        """Hold what the scheduler assigns, while the context lasts."""
+        settings = self._settings
+        rules = LoadRules(
+            at_once=settings.loads_at_once, leave_grace_s=settings.leave_grace_s, drain_grace_s=settings.drain_grace_s
+        )
+        with open_cache(settings.cache_dir, settings.cache_bytes) as cache:
+            async with (
+                EtcdStore(EtcdSettings.at(settings.etcd_endpoints)) as store,
+                inner_channel(settings.registry_address, self._identity, Role.REGISTRY) as channel,
+            ):
+                reconciler = Reconciler(
+                    store,
+                    assignment_key(self._region, self._worker_id),
+                    Artifacts(cache, RegistrySource(channel), self._signers),
+                    self._table,
+                    open_model,
+                    self._holdings,
+                    self._clock,
+                    self._rng,
+                    rules,
+                )
+                async with reconciler.running():
+                    yield store
+
+    @asynccontextmanager
+    async def present(self, store: EtcdStore, ports: Ports, draining: Callable[[], bool]) -> AsyncIterator[None]:
+        """Be in the fleet, while the context lasts."""
+        settings, identity = self._settings, self._identity
+        hardware = await in_thread(read_hardware, settings.cache_dir)
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        facts = WorkerFacts(
+            worker_id=self._worker_id,
+            region=self._region,
+            address=settings.advertise or f"{host}:{ports.inner}",
+            tiers=tiers_of(hardware, self._tiers),
+            hardware=hardware,
+            x25519_public_key=identity.x25519_public_key,
+            max_in_flight=settings.max_in_flight,
+            software_version=_own_version(),
+        )
+        presence = Presence(
+            facts,
+            identity,
+            self._holdings,
+            self._clock,
+            self._rng,
+            draining=draining,
+            disk_free_bytes=partial(read_disk_free_bytes, Path(settings.cache_dir)),
+            timing=PresenceTiming(settings.lease_ttl_s, settings.heartbeat_s),
+        )
+        async with presence.joined(store):
+            yield
+
+
+def membership_of(
+    settings: WorkerSettings, identity: NodeIdentity | None, table: ModelTable, holdings: Holdings
+) -> Membership | None:
+    """None for a worker that serves alone. Raises FailedPrecondition where a setting is missing."""
+    if settings.standalone:
+        return None
+    if identity is None:
+        raise FailedPrecondition("a worker of a mesh needs an identity; pass --identity-dir, or --standalone to serve alone")
+    return Membership(settings, identity, table, holdings)
+
+
+def _own_version() -> str:
+    try:
+        return metadata.version("penstock")
+    except metadata.PackageNotFoundError:
+        return "0"
