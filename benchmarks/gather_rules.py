@@ -107,5 +107,5 @@ RULES: dict[str, Callable[[], GatherRule]] = {
     **{f"any-answer-{ms}ms": partial(AnyAnswer, ms / 1000, 2) for ms in (1, 2, 4)},
     **{f"unanswered-{ms}ms": partial(WhileUnanswered, ms / 1000, 2) for ms in (1, 2, 4)},
     **{f"busy-{ms}ms": partial(WhileBusy, ms / 1000, 0.5) for ms in (2, 4)},
-    **{f"peak-{ms}ms": partial(FlightPeak, ms / 1000, 2) for ms in (1, 2, 4)},
+    **{f"peak-{ms}ms": partial(FlightPeak, ms / 1000, 2) for ms in (1, 2, 3, 4)},
 }

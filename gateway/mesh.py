@@ -64,6 +64,7 @@ async def joined(settings: GatewaySettings, identity: NodeIdentity, metrics: Gat
         keys = Keys(registry, clock)
         stack.push_async_callback(keys.close)
         fleet = Fleet(scheduler, open_link, clock)
+        metrics.follow(fleet.links)
         copies = CopyInquiry(fleet, open_channel)
         stack.push_async_callback(copies.close)
         await stack.enter_async_context(_following(fleet, keys))

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from runtime.ids import WorkerId
 
 OTHER = "other"
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _MAX_MODELS = 1_000
+
+
+class Link(Protocol):
+    """What is shown of a link."""
+
+    @property
+    def ready(self) -> bool: ...
+
+    @property
+    def in_flight(self) -> int: ...
 
 
 class GatewayMetrics:
@@ -29,10 +44,20 @@ class GatewayMetrics:
             "penstock_gateway_admission_refusals", "Requests refused before routing.", ("reason",), registry=registry
         )
         self._cold = Counter("penstock_gateway_cold_waits", "Requests that waited for a copy.", registry=registry)
-        self.in_flight = Gauge("penstock_gateway_in_flight", "Requests being answered.", registry=registry)
-        self.links = Gauge("penstock_gateway_links", "Links to workers, by state.", ("state",), registry=registry)
+        self._in_flight = Gauge("penstock_gateway_in_flight", "Requests sent to workers, not answered yet.", registry=registry)
+        self._links = Gauge("penstock_gateway_links", "Links to workers, by state.", ("state",), registry=registry)
         self._models: set[str] = set()
         self._answered: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+
+    def follow(self, links: Mapping[WorkerId, Link]) -> None:
+        """Show these links, as they are when somebody asks."""
+
+        def count(ready: bool) -> int:
+            return sum(link.ready is ready for link in list(links.values()))
+
+        self._in_flight.set_function(lambda: sum(link.in_flight for link in list(links.values())))
+        self._links.labels("ready").set_function(lambda: count(True))
+        self._links.labels("not_ready").set_function(lambda: count(False))
 
     def answered(self, method: str, model: str, elapsed_s: float) -> None:
         """One request went well. `model` is one of the fleet's."""

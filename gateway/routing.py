@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from time import perf_counter
 
 from gateway.fleet import Fleet, Link
 from gateway.links.types import CallContext, LinkLost, Method
@@ -83,12 +84,12 @@ class Router:
             if granted is None:
                 journey = journey or _Journey(request, call)
                 granted = await self._grant_in_time(journey)
-            link, started_s, latency_ms = self._fleet.links[granted.worker_id], loop.time(), None
+            link, started_s, latency_ms = self._fleet.links[granted.worker_id], perf_counter(), None
             outcome = Outcome.UNKNOWN
             state.reserve(granted)
             try:
                 answer = await link.call(request.model, granted.version, payload, call)
-                outcome, latency_ms = Outcome.ANSWERED, (loop.time() - started_s) * 1000
+                outcome, latency_ms = Outcome.ANSWERED, (perf_counter() - started_s) * 1000
                 return answer
             except PenstockError as error:
                 outcome = _outcome(error)
@@ -102,13 +103,13 @@ class Router:
         self._budget.note_request(loop.time())
         while True:
             granted = self._grant(journey.request) or await self._grant_in_time(journey)
-            link, started_s, latency_ms, outcome = self._fleet.links[granted.worker_id], loop.time(), None, Outcome.UNKNOWN
+            link, started_s, latency_ms, outcome = self._fleet.links[granted.worker_id], perf_counter(), None, Outcome.UNKNOWN
             state.reserve(granted)
             try:
                 async with aclosing(link.stream(method, request.model, granted.version, payload, call)) as answers:
                     async for answer in answers:
                         if latency_ms is None:
-                            outcome, latency_ms = Outcome.ANSWERED, (loop.time() - started_s) * 1000
+                            outcome, latency_ms = Outcome.ANSWERED, (perf_counter() - started_s) * 1000
                         yield answer
                 outcome = Outcome.ANSWERED
                 return

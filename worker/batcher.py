@@ -1,8 +1,8 @@
 """Requests in, answers out: runs one model's queue over its engine.
 
-Owns the waiting requests' futures, the running execution and the expiry timer. An idle engine starts at the end of the loop turn
-in which a request came, so that what arrived together travels together; while it is busy the queue gathers. `batching.py` decides
-what goes together. Every admitted request ends exactly once: answered, failed, expired or cancelled.
+Owns the waiting requests' futures, the running execution and the expiry timer. An idle engine starts at the end of the loop
+turn in which a request came, so that what arrived together travels together; while it is busy the queue gathers.
+`batching.py` decides what goes together. Every admitted request ends exactly once: answered, failed, expired or cancelled.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class Batcher:
     ) -> Sequence[Array]:
         """The outputs of this request alone. Cancelling gives its place back.
 
-        `shape` is equal for requests that may share an execution. Raises QueueFull, QueueTimeout, DeadlineExceeded, ModelLeaving,
-        EngineFailed.
+        `shape` is equal for requests that may share an execution. Raises QueueFull, QueueTimeout, DeadlineExceeded,
+        ModelLeaving, EngineFailed.
         """
         arrived_ns = self._clock_ns()
         waiting = self._admit(inputs, rows, shape, priority, deadline_s, queue_timeout_s, arrived_ns)

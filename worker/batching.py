@@ -1,8 +1,8 @@
 """Which waiting requests make up the next execution. Pure: time is an argument, nothing runs or waits here.
 
-Rows are what counts, not requests. The queue is first in, first out within a priority, and a more urgent priority goes first. One
-execution takes requests from the front until the next one would exceed the rows, or has another shape or datatype: nothing
-overtakes within its priority, so nothing starves behind a shape that is in fashion.
+Rows are what counts, not requests. The queue is first in, first out within a priority, and a more urgent priority goes first.
+One execution takes requests from the front until the next one would exceed the rows, or has another shape or datatype:
+nothing overtakes within its priority, so nothing starves behind a shape that is in fashion.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class BatchQueue(Generic[T]):
         """Take a place at the end of its priority. Raises QueueFull."""
         if self._requests >= self._policy.max_requests:
             raise QueueFull(
-                f"Exceeds maximum queue size: {self._requests} of {self._policy.max_requests} requests wait; back off, then retry",
+                f"Exceeds maximum queue size: {self._requests} of {self._policy.max_requests} requests wait; back off",
                 retry_after_s=0.1,
             )
         level = self._levels.get(waiting.priority)

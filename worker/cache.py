@@ -32,6 +32,7 @@ from worker.manifest import ManifestFile, is_sha256
 
 MANIFESTS_KEPT = 1_000
 _BLOCK_BYTES = 1 << 20
+_LINKLESS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = structlog.get_logger("penstock.cache")
 
@@ -111,7 +112,7 @@ class FileCache:
             for file in files:
                 target = folder / file.path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.hardlink_to(self._files / file.sha256)
+                _link(self._files / file.sha256, target)
         return folder
 
     def dismantle(self, digest: Digest) -> None:
@@ -223,6 +224,16 @@ def open_cache(folder: Path, limit_bytes: int) -> Iterator[FileCache]:
         cache = FileCache(folder, limit_bytes, lock)
         cache.read_folder()
         yield cache
+
+
+def _link(file: Path, target: Path) -> None:
+    """A hard link, because engines refuse symbolic ones that lead out of a folder; a copy where the file system has none."""
+    try:
+        target.hardlink_to(file)
+    except OSError as error:
+        if error.errno not in _LINKLESS:
+            raise
+        shutil.copyfile(file, target)
 
 
 @contextmanager

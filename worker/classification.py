@@ -13,7 +13,7 @@ from worker.types import TensorSpec
 
 
 def top_classes(array: Array, spec: TensorSpec, count: int, *, batched: bool) -> Array:
-    """BYTES [rows, classes], or [classes] without a batch dimension; highest first, ties by index, never more than there are."""
+    """BYTES [rows, classes], or [classes] without a batch dimension; highest first, ties by index, at most all."""
     if spec.datatype == "BF16":
         array = (array.astype(np.uint32) << 16).view(np.float32)
     rows = array.reshape(array.shape[0], -1) if batched else array.reshape(1, -1)

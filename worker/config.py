@@ -11,6 +11,10 @@ from runtime.config import Port, ServiceSettings
 from worker.inference import DEFAULT_MAX_IN_FLIGHT
 
 
+def _cache_dir() -> Path:
+    return Path.home() / ".cache" / "penstock" / "worker"
+
+
 class WorkerSettings(ServiceSettings):
     """What a worker needs to know beyond what every service does."""
 
@@ -24,7 +28,7 @@ class WorkerSettings(ServiceSettings):
         default=None,
         description="file of hex Ed25519 public keys, one a line, whose models are loaded; needed unless standalone",
     )
-    cache_dir: Path = Field(default=Path("penstock-cache"), description="folder for model files; one worker each")
+    cache_dir: Path = Field(default_factory=_cache_dir, description="folder for model files; one worker each")
     cache_bytes: int = Field(default=64 * 1024**3, gt=0, description="what the model files there may take")
     tiers: Path | None = Field(default=None, description="TOML file of tiers and their thresholds; none: A to D as documented")
     max_in_flight: int = Field(default=DEFAULT_MAX_IN_FLIGHT, gt=0, description="requests taken at once")

@@ -1,6 +1,7 @@
 """One open copy of a model: its thread, batcher or generations, codec and counters.
 
-Owns what opening made and frees it. Which models are wanted is the reconciler's question; how an engine computes is the engine's.
+Owns what opening made and frees it. Which models are wanted is the reconciler's question; how an engine computes is the
+engine's.
 """
 
 from __future__ import annotations
@@ -135,7 +136,9 @@ def max_running(spec: ModelSpec) -> int:
     if not text:
         return DEFAULT_RUNNING
     if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise ModelRefused(f"parameter 'max_generations' of model {spec.model!r} is {text!r}; a number from 1 to 1024 is expected")
+        raise ModelRefused(
+            f"parameter 'max_generations' of model {spec.model!r} is {text!r}; a number from 1 to 1024 is expected"
+        )
     return int(text)
 
 

@@ -1,7 +1,8 @@
 """The tensor datatypes of the Open Inference Protocol, and how each lies in memory.
 
-Owns the one table of names. BF16 has no numpy type: its bits travel as uint16. BYTES elements are Python bytes in object arrays.
-Source: Triton's model_config.proto for the DataType numbers; the protocol's "Tensor Data Types" for the names and sizes.
+Owns the one table of names. BF16 has no numpy type: its bits travel as uint16. BYTES elements are Python bytes in object
+arrays. Source: Triton's model_config.proto for the DataType numbers; the protocol's "Tensor Data Types" for the names and
+sizes.
 """
 
 from __future__ import annotations

@@ -54,9 +54,7 @@ def config_of(spec: ModelSpec) -> model_config_pb2.ModelConfig:
                 name=f"{spec.model}_0", kind=kinds.KIND_CPU if device == "cpu" else kinds.KIND_GPU, count=1
             )
         ],
-        parameters={
-            key: model_config_pb2.ModelParameter(string_value=value) for key, value in sorted(spec.parameters.items())
-        },
+        parameters={key: model_config_pb2.ModelParameter(string_value=value) for key, value in sorted(spec.parameters.items())},
     )
     if spec.max_batch_size > 0:
         batching = config.dynamic_batching

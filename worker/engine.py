@@ -1,6 +1,7 @@
 """What the worker asks of an engine. One file in `worker/engines/` per technology implements one of these Protocols.
 
-An engine is called from one thread only, the one of its lane, and may block there. It never sees a request, a queue or the loop.
+An engine is called from one thread only, the one of its lane, and may block there. It never sees a request, a queue or the
+loop.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The worker's servers: the inner port for gateways (mTLS), and a plaintext KServe port where one is asked for.
 
-Owns how they stop: health says so, a moment passes for those who send to hear of it, calls end within the grace, then the ports
-close. Never decides whether the worker is in the fleet.
+Owns how they stop: health says so, a moment passes for those who send to hear of it, calls end within the grace, then the
+ports close. Never decides whether the worker is in the fleet.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Generations of one model: who runs, who waits, who reads.
 
-Owns the waiting queue, the places at the engine and each generation's pieces on their way to a reader. A generation whose reader
-is slow is not stepped until it catches up; one whose reader left is dropped before its next step. `stepper.py` is the thread.
+Owns the waiting queue, the places at the engine and each generation's pieces on their way to a reader. A generation whose
+reader is slow is not stepped until it catches up; one whose reader left is dropped before its next step. `stepper.py` is the
+thread.
 """
 
 from __future__ import annotations

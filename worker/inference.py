@@ -1,7 +1,7 @@
 """Answers requests from the models in the table: the worker's one `Inference`.
 
-Owns the number of requests in flight and its bound. Payloads are parsed here once and serialised here once; where they came from
-is the caller's business.
+Owns the number of requests in flight and its bound. Payloads are parsed here once and serialised here once; where they came
+from is the caller's business.
 """
 
 from __future__ import annotations

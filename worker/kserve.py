@@ -76,7 +76,7 @@ def parse(payload: bytes) -> grpc_service_pb2.ModelInferRequest:
         return grpc_service_pb2.ModelInferRequest.FromString(payload)
     except DecodeError as error:
         raise InvalidArgument(
-            f"the {len(payload)} bytes received are no inference.ModelInferRequest; generate the client from this server's protocol"
+            f"the {len(payload)} bytes received are no inference.ModelInferRequest; generate the client from this protocol"
         ) from error
 
 
@@ -102,8 +102,7 @@ class RequestCodec:
             layout = self._known_layout(request)
             if len(raws) != len(layout.tensors):
                 raise InvalidArgument(
-                    f"request for model {self._spec.model!r} has {len(layout.tensors)} inputs and {len(raws)} raw_input_contents;"
-                    " send one for each input, in order"
+                    f"the request has {len(layout.tensors)} inputs and {len(raws)} raw_input_contents; send one for each input"
                 )
             inputs = {
                 name: from_raw(raw, datatype, shape, name)
@@ -174,7 +173,8 @@ class RequestCodec:
         spec = self._inputs.get(tensor.name)
         if spec is None:
             raise InvalidArgument(
-                f"unexpected inference input {tensor.name!r} for model {self._spec.model!r}; its inputs are {sorted(self._inputs)}"
+                f"unexpected inference input {tensor.name!r} for model {self._spec.model!r};"
+                f" its inputs are {sorted(self._inputs)}"
             )
         if tensor.name in seen:
             raise InvalidArgument(f"input {tensor.name!r} is given twice; send each input once")
@@ -182,7 +182,8 @@ class RequestCodec:
             raise Unimplemented(f"input {tensor.name!r} is in shared memory, which this server does not map; send its bytes")
         if tensor.datatype != spec.datatype:
             raise InvalidArgument(
-                f"input {tensor.name!r} of model {self._spec.model!r} has datatype {tensor.datatype!r}; expected {spec.datatype}"
+                f"input {tensor.name!r} of model {self._spec.model!r} has datatype {tensor.datatype!r};"
+                f" expected {spec.datatype}"
             )
         return spec
 
@@ -203,7 +204,8 @@ class RequestCodec:
         rows = shape[0]
         if not 1 <= rows <= self._spec.max_batch_size:
             raise InvalidArgument(
-                f"input {spec.name!r} has {rows} rows; model {self._spec.model!r} takes 1 to {self._spec.max_batch_size} in a request"
+                f"input {spec.name!r} has {rows} rows; model {self._spec.model!r} takes 1 to"
+                f" {self._spec.max_batch_size} in a request"
             )
         if rows_before and rows != rows_before:
             raise InvalidArgument(

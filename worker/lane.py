@@ -1,7 +1,7 @@
 """One thread for one engine: where blocking work runs, so that the event loop never waits.
 
-Owns the thread. Work goes in through a C queue and comes back in one loop callback: one wake-up each way per execution, however
-many requests it carries. Never decides what runs next.
+Owns the thread. Work goes in through a C queue and comes back in one loop callback: one wake-up each way per execution,
+however many requests it carries. Never decides what runs next.
 """
 
 from __future__ import annotations

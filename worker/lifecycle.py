@@ -2,10 +2,15 @@
 
 Theory of operation. A copy comes into being UNAVAILABLE when it is ordered, and nothing but an event of its life moves it on:
 
-    UNAVAILABLE ──load begun──▶ LOADING ──loaded──▶ READY ──retired──▶ DRAINING ──drained──▶ UNLOADING ──freed──▶ UNAVAILABLE
-                                 │   ▲                                                        ▲
-                                 │   └──load begun── FAILED ◀──load failed── (LOADING)        │
-                                 └──withdrawn─────────────────────────────────────────────────┘
+    UNAVAILABLE -- load begun --> LOADING
+    LOADING -- loaded --> READY
+    LOADING -- load failed --> FAILED
+    LOADING -- withdrawn --> UNLOADING
+    READY -- retired --> DRAINING
+    DRAINING -- drained --> UNLOADING
+    UNLOADING -- freed --> UNAVAILABLE
+    FAILED -- load begun --> LOADING
+    FAILED -- withdrawn --> UNLOADING
 
 Only READY answers new requests; DRAINING answers those it has. FAILED keeps its reason until it is loaded anew or given up. An
 event that has no place in a state is a bug and raises. A copy that is UNAVAILABLE again is forgotten.
@@ -115,14 +120,29 @@ class Holdings:
             raise IllegalTransition(
                 f"model {copy.model!r} version {copy.version} is {copy.state.value}; '{event.value}' has no place there"
             )
-        copy.state, copy.reason = after, reason[:MAX_REASON_CHARACTERS]
+        copy.state, copy.reason = after, _shown(reason)
         if after is not CopyState.FAILED:
             copy.retry_at_s = None
         if after is CopyState.UNAVAILABLE and self._copies.get(copy.key) is copy:
             del self._copies[copy.key]
         self.tell()
 
+    def describe(self, copy: Copy, *, task: Task, max_batch_size: int) -> None:
+        """The copy's manifest was read."""
+        copy.task, copy.max_batch_size = task, max_batch_size
+        self.tell()
+
+    def explain(self, copy: Copy, reason: str) -> None:
+        """Why it still is in this state."""
+        copy.reason = _shown(reason)
+        self.tell()
+
     def tell(self) -> None:
         """Something about a copy is different."""
         for event in self._watching:
             event.set()
+
+
+def _shown(reason: str) -> str:
+    """What others can be told: bounded, and encodable."""
+    return reason[:MAX_REASON_CHARACTERS].encode(errors="replace").decode()

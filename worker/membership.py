@@ -115,6 +115,10 @@ def membership_of(
         return None
     if identity is None:
         raise FailedPrecondition("a worker of a mesh needs an identity; pass --identity-dir, or --standalone to serve alone")
+    if identity.role is not Role.WORKER:
+        raise FailedPrecondition(
+            f"the identity in {identity.folder} is that of a {identity.role.value}; a worker needs its own"
+        )
     return Membership(settings, identity, table, holdings)
 
 

@@ -71,4 +71,6 @@ class _WorkerCollector(Collector):
         yield pending
         yield first
         yield GaugeMetricFamily("penstock_worker_in_flight", "Requests in flight", value=self._inference.load.in_flight)
-        yield GaugeMetricFamily("penstock_worker_queued_rows", "Rows waiting for engines", value=self._inference.load.queued_rows)
+        yield GaugeMetricFamily(
+            "penstock_worker_queued_rows", "Rows waiting for engines", value=self._inference.load.queued_rows
+        )

@@ -16,6 +16,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from dataclasses import dataclass
 from typing import Protocol
 
+import structlog
 from penstock.worker.v1 import worker_pb2
 
 from runtime.backoff import sleep_unless
@@ -27,6 +28,9 @@ from runtime.records import sign_record
 from worker.lifecycle import Holdings
 from worker.presence_codec import Stamp, WorkerFacts, copy_messages, model_presence_bytes, presence_bytes
 from worker.threads import in_thread
+
+
+_log = structlog.get_logger("penstock.presence")
 
 
 class LeaseStore(Protocol):
@@ -60,7 +64,7 @@ class Presence:
     ) -> None:
         self._facts, self._identity, self._holdings = facts, identity, holdings
         self._clock, self._rng, self._draining = clock, rng, draining
-        self._disk_free_bytes = disk_free_bytes or (lambda: facts.hardware.disk_free_bytes)
+        self._disk_free_bytes = disk_free_bytes
         self._timing = timing or PresenceTiming()
         self._changed = holdings.watch()
         self._sequence = 0
@@ -81,10 +85,15 @@ class Presence:
                     await telling
 
     async def _tell(self, lease: Lease) -> None:
+        disk_free_bytes = self._facts.hardware.disk_free_bytes
         while True:
-            disk_free_bytes = await in_thread(self._disk_free_bytes)
             self._changed.clear()
-            self._put(lease, disk_free_bytes)
+            try:
+                if self._disk_free_bytes is not None:
+                    disk_free_bytes = await in_thread(self._disk_free_bytes)
+                self._put(lease, disk_free_bytes)
+            except Exception as error:  # the next heartbeat is another attempt; the fleet would lose this worker otherwise
+                _log.error("presence_broke", exc_info=error)
             early_s = self._timing.heartbeat_s * self._timing.heartbeat_jitter * self._rng.random()
             await sleep_unless(self._clock, self._timing.heartbeat_s - early_s, self._changed)
 

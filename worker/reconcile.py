@@ -219,6 +219,7 @@ class Reconciler:
                 _log.warning(
                     "load_waiting", model=copy.model, version=copy.version, error=error.message, delay_s=round(delay_s, 2)
                 )
+                self._holdings.explain(copy, f"waiting to try again: {error.message}")
                 await self._clock.sleep(delay_s)
 
     async def _opened(self, copy: Copy, progress: Progress) -> LoadedModel:
@@ -229,8 +230,7 @@ class Reconciler:
                 f"model {copy.model!r} version {copy.version} was ordered with digest {copy.digest}, which is that of"
                 f" {spec.model!r} version {spec.version}"
             )
-        copy.task, copy.max_batch_size = spec.task, spec.max_batch_size
-        self._holdings.tell()
+        self._holdings.describe(copy, task=spec.task, max_batch_size=spec.max_batch_size)
         prepared = await self._files.prepare(description, progress)
         try:
             loaded = await self._open_model(spec, prepared.folder)

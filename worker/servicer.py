@@ -130,7 +130,9 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: _Context) -> pb.RepositoryIndexResponse:
         self._check(context)
         if request.repository_name:
-            raise Unimplemented(f"there is one repository here; leave repository_name empty (it is {request.repository_name!r})")
+            raise Unimplemented(
+                f"there is one repository here; leave repository_name empty (it is {request.repository_name!r})"
+            )
         rows = [(loaded, *_READY) for loaded in self._table]
         if not request.ready:
             rows += [(loaded, *_LEAVING) for loaded in self._table.leaving]

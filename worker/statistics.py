@@ -1,7 +1,7 @@
 """What one copy of a model has done: Triton's counters, exactly. Plain additions on the loop; read by RPC and by Prometheus.
 
-Never decides anything. Durations are nanoseconds, as in ModelStatistics; every request is charged the durations of the execution
-it took part in.
+Never decides anything. Durations are nanoseconds, as in ModelStatistics; every request is charged the durations of the
+execution it took part in.
 """
 
 from __future__ import annotations

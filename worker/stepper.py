@@ -1,7 +1,7 @@
 """The thread that steps a text model's generations by turns, one token each a round.
 
-Owns the running generations. Hears of tickets through its inbox and answers with events; what it posts is delivered on the loop
-in order. Never decides who runs: `generation.py` does.
+Owns the running generations. Hears of tickets through its inbox and answers with events; what it posts is delivered on the
+loop in order. Never decides who runs: `generation.py` does.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One ModelStreamInfer stream: many requests at once, each with one or more responses, errors in their midst.
 
-Owns the stream's tasks and the order of its writes. Requests to models with one response are answered in the order in which they
-came, as Triton does; those of decoupled models as their responses come. With metadata `triton_grpc_error: true` the first error
-ends the stream with its status. Written with reads and writes on the context: cancelled async-generator handlers leak in
-grpc.aio (grpc#43360).
+Owns the stream's tasks and the order of its writes. Requests to models with one response are answered in the order in which
+they came, as Triton does; those of decoupled models as their responses come. With metadata `triton_grpc_error: true` the
+first error ends the stream with its status. Written with reads and writes on the context: cancelled async-generator handlers
+leak in grpc.aio (grpc#43360).
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def bytes_elements(raw: bytes, count: int, name: str) -> Array:
     """Split length-prefixed elements. Raises InvalidArgument unless there are exactly `count`."""
     if len(raw) < count * _LENGTH.size:
         raise InvalidArgument(
-            f"input {name!r} has {len(raw)} bytes of data, too few for {count} BYTES elements of 4 bytes length and content each"
+            f"input {name!r} has {len(raw)} bytes of data, too few for {count} BYTES elements with 4 bytes of length each"
         )
     elements: list[bytes] = []
     offset = 0

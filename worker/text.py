@@ -34,9 +34,13 @@ def text_request(spec: ModelSpec, request: TensorRequest) -> TextRequest:
     for name, value in asked.items():
         kinds = _KINDS.get(name)
         if kinds is None:
-            raise InvalidArgument(f"parameter {name!r} means nothing to model {spec.model!r}; it knows {', '.join(sorted(_KINDS))}")
+            raise InvalidArgument(
+                f"parameter {name!r} means nothing to model {spec.model!r}; it knows {', '.join(sorted(_KINDS))}"
+            )
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            raise InvalidArgument(f"parameter {name!r} is {type(value).__name__}; expected {' or '.join(k.__name__ for k in kinds)}")
+            raise InvalidArgument(
+                f"parameter {name!r} is {type(value).__name__}; expected {' or '.join(k.__name__ for k in kinds)}"
+            )
         if name in ("max_tokens", "top_k", "seed") and not 0 <= int(value) < 2**63:
             raise InvalidArgument(f"parameter {name!r} is {value}; it cannot be negative or exceed 63 bits")
     source = next((tensor.name for tensor in spec.inputs if tensor.datatype == "BYTES"), "")

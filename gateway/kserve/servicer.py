@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from importlib import metadata
+from time import perf_counter
 from typing import Any, NoReturn
 
 import grpc
@@ -63,7 +64,6 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         self._callers, self._router, self._fleet, self._metrics = mesh.callers, mesh.router, mesh.fleet, mesh.metrics
         self._copies, self._repository = mesh.copies, mesh.repository
         self._strict_readiness, self._stream_in_flight = strict_readiness, stream_in_flight
-        self._loop = asyncio.get_running_loop()
 
     def register(self, server: grpc.aio.Server) -> None:
         rpc.add_GRPCInferenceServiceServicer_to_server(self, server)
@@ -75,7 +75,7 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         server.add_registered_method_handlers(SERVICE, raw)
 
     async def ModelInfer(self, request: bytes, context: Context) -> bytes:  # type: ignore[override]  # see register
-        started_s, model, caller = self._loop.time(), "", None
+        started_s, model, caller = perf_counter(), "", None
         try:
             caller = await self._callers.enter(context)
             if caller.named_it:
@@ -88,7 +88,7 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         except BaseException as raised:
             await self._note_failure("ModelInfer", model, raised, context, caller)
             raise
-        self._metrics.answered("ModelInfer", model, self._loop.time() - started_s)
+        self._metrics.answered("ModelInfer", model, perf_counter() - started_s)
         return answer
 
     async def ModelStreamInfer(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]

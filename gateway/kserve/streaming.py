@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from time import perf_counter
 
 import grpc.aio
 
@@ -47,7 +48,6 @@ class InferenceStream:
         self._context, self._caller = context, caller
         self._places = asyncio.Semaphore(in_flight)
         self._writing = asyncio.Lock()
-        self._loop = asyncio.get_running_loop()
         self._as_status = caller.headers.get(_ERRORS_AS_STATUS) == "true"
         self._charged = True  # the first request was paid for when the stream was let in
 
@@ -67,7 +67,7 @@ class InferenceStream:
             payload = await self._context.read()
             if not isinstance(payload, bytes):  # grpc.aio.EOF
                 return
-            head, started_s = RequestHead(""), self._loop.time()
+            head, started_s = RequestHead(""), perf_counter()
             try:
                 await self._charge()
                 head = head_of(payload)
@@ -100,7 +100,7 @@ class InferenceStream:
                     if self._as_status and (message := error_in(answer)):
                         raise InvalidArgument(message)
                     await self._write(answer, before)
-            self._metrics.answered(METHOD, head.model, self._loop.time() - started_s)
+            self._metrics.answered(METHOD, head.model, perf_counter() - started_s)
         except (asyncio.CancelledError, grpc.aio.BaseError):
             raise
         except Exception as raised:

@@ -14,6 +14,9 @@ from gateway.openai.types import Sampling, Style, TextAsked, Turn, VectorsAsked
 MAX_INPUTS = 2048
 MAX_TURNS = 16_384
 MAX_STOPS = 4
+MAX_TOKEN_IDS = 1_000_000
+"""Of all inputs of one request; checking one after another holds up everybody else."""
+
 MAX_MODEL_CHARACTERS = 256
 _MAX_TOKENS = 2**31 - 1
 _COMPLETION_TOKENS = 16
@@ -209,6 +212,9 @@ def _inputs(body: Fields) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]
         return (), (_tokens(value, "input"),)
     inputs = body.items("input", MAX_INPUTS)
     if isinstance(first, list):
+        total = sum(len(each) for each in inputs if isinstance(each, list))
+        if total > MAX_TOKEN_IDS:
+            raise RequestRefused(f"'input' holds {total} token ids; at most {MAX_TOKEN_IDS} are taken", param="input")
         return (), tuple(_tokens(each, f"input[{index}]") for index, each in enumerate(inputs))
     return tuple(_embeddable(each, f"input[{index}]") for index, each in enumerate(inputs)), ()
 
@@ -223,6 +229,8 @@ def _embeddable(value: object, path: str) -> str:
 def _tokens(value: object, path: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not value:
         raise RequestRefused(f"{path!r} is {kind_of(value)}; expected an array of token ids", param=path, fault="invalid_type")
+    if len(value) > MAX_TOKEN_IDS:
+        raise RequestRefused(f"{path!r} holds {len(value)} token ids; at most {MAX_TOKEN_IDS} are taken", param=path)
     for token in value:
         if type(token) is not int or not 0 <= token < 2**63:
             raise RequestRefused(f"{path!r} holds something else than token ids; they are integers from 0", param=path)

@@ -34,6 +34,8 @@ from runtime.status import translated
 SERVICE = "penstock.gateway.v1.OpenAIService"
 _METHODS = {Style.CHAT: "CreateChatCompletion", Style.COMPLETION: "CreateCompletion"}
 _IDS = {Style.CHAT: "chatcmpl-", Style.COMPLETION: "cmpl-"}
+_UNKEPT = (("cache-control", "no-cache"),)
+"""As the HTML standard advises for server-sent events: nothing on the way should gather them."""
 
 
 class _Answering:
@@ -48,14 +50,14 @@ class _Answering:
         self._headers_sent = False
 
     async def headers(self, *more: tuple[str, str]) -> None:
-        """Send the initial metadata, once: the request's id and what else there is to say."""
+        """Send the initial metadata, once: the request's id, and what else is to be said then."""
         if not self._headers_sent:
             self._headers_sent = True
             ids = ((REQUEST_ID, self.caller.request_id),) if self.caller is not None else ()
             await self._context.send_initial_metadata((*ids, *more))
 
     async def write(self, content_type: str, data: bytes) -> None:
-        await self.headers()
+        await self.headers(*(_UNKEPT if content_type == EVENTS_TYPE else ()))
         # Only the first message's content type counts, but each has to be a whole HttpBody.
         await self._context.write(HttpBody(content_type=content_type, data=data))
         self.begun = True
@@ -165,7 +167,9 @@ class OpenAIServicer(gateway_pb2_grpc.OpenAIServiceServicer):
         # A write to a client that has gone fails in ways of its own before the cancellation arrives.
         if not isinstance(raised, Exception) or context.done():
             self._mesh.metrics.failed(answering.method, answering.model, "CANCELLED")
-            raise raised if not isinstance(raised, Exception) else asyncio.CancelledError from raised
+            if isinstance(raised, Exception):
+                raise asyncio.CancelledError from raised
+            raise raised
         error = translated(raised, answering.method)
         self._mesh.metrics.failed(answering.method, answering.model, error.code.name)
         return error

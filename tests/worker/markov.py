@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
@@ -20,7 +21,7 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789|:.,!?+-=*"
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
-def language_spec(**other: object) -> ModelSpec:
+def language_spec(**other: Any) -> ModelSpec:
     return spec(
         "alphabet",
         engine="llm",

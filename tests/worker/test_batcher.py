@@ -154,7 +154,7 @@ def test_one_bad_request_does_not_spoil_its_neighbours() -> None:
     async def body(loop: VirtualLoop) -> None:
         r = rig(loop, BatchPolicy(8))
         r.engine.fails_on = lambda array: EngineFailed("no 13") if (array == 13).any() else None
-        results = await asyncio.gather(*(r.request(value) for value in (1, 13, 3)), return_exceptions=True)
+        results: list[Any] = await asyncio.gather(*(r.request(value) for value in (1, 13, 3)), return_exceptions=True)
         assert results[0][0].tolist() == [[2.0]]
         assert isinstance(results[1], EngineFailed)
         assert results[2][0].tolist() == [[6.0]]

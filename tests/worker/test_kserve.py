@@ -27,7 +27,9 @@ SPEC = spec(
 X = np.array([[1.5, 2.5]], np.float32)
 
 
-def request(*, shape: tuple[int, ...] = (1, 2), datatype: str = "FP32", name: str = "x", raw: bytes | None = X.tobytes()) -> Any:
+def request(
+    *, shape: tuple[int, ...] = (1, 2), datatype: str = "FP32", name: str = "x", raw: bytes | None = X.tobytes()
+) -> Any:
     message = pb.ModelInferRequest(model_name="m", id="7")
     message.inputs.add(name=name, datatype=datatype, shape=shape)
     if raw is not None:
@@ -76,11 +78,20 @@ def in_shared_memory(message: Any) -> None:
         (changed(twice), "input 'x' is given twice"),
         (changed(lambda m: m.raw_input_contents.append(b"")), "has 1 inputs and 2 raw_input_contents"),
         (changed(lambda m: m.inputs[0].contents.fp32_contents.append(1)), "data in both contents and raw_input_contents"),
-        (changed(lambda m: m.inputs[0].contents.fp64_contents.append(1), raw=None), "has data in fp64_contents; FP32 goes into"),
+        (
+            changed(lambda m: m.inputs[0].contents.fp64_contents.append(1), raw=None),
+            "has data in fp64_contents; FP32 goes into",
+        ),
         (changed(lambda m: m.inputs[0].contents.fp32_contents.append(1), raw=None), "has 1 values in fp32_contents"),
-        (changed(lambda m: m.outputs.add(name="q")), "unexpected inference output 'q' for model 'm'; its outputs are ['t', 'y']"),
+        (
+            changed(lambda m: m.outputs.add(name="q")),
+            "unexpected inference output 'q' for model 'm'; its outputs are ['t', 'y']",
+        ),
         (changed(lambda m: (m.outputs.add(name="y"), m.outputs.add(name="y"))), "output 'y' is requested twice"),
-        (with_parameter("priority", string_param="1"), "'priority' is given as string_param; it is taken as int64_param or uint"),
+        (
+            with_parameter("priority", string_param="1"),
+            "'priority' is given as string_param; it is taken as int64_param or uint",
+        ),
         (with_parameter("priority", int64_param=-1), "'priority' is -1; it cannot be negative"),
         (with_parameter("timeout", double_param=1.0), "'timeout' is given as double_param"),
         (with_parameter("sequence_start", int64_param=1), "'sequence_start' is given as int64_param"),
@@ -268,7 +279,9 @@ def test_classification_is_of_numbers_and_takes_a_count() -> None:
 def test_classification_of_bfloat16_orders_by_value() -> None:
     made = spec(outputs=(TensorSpec("y", "BF16", (2,)),))
     codec = RequestCodec(made)
-    decoded = codec.decode(changed(lambda m: m.outputs.add(name="y").parameters["classification"].CopyFrom(pb.InferParameter(int64_param=9))))
+    decoded = codec.decode(
+        changed(lambda m: m.outputs.add(name="y").parameters["classification"].CopyFrom(pb.InferParameter(int64_param=9)))
+    )
     response = codec.response("", decoded.outputs, [np.array([[0xC000, 0x3FC0]], np.uint16)])
     assert response.raw_output_contents[0] == packed(b"1.500000:1", b"-2.000000:0")
 

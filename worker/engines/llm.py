@@ -85,7 +85,7 @@ class LlmEngine:
                 text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True)
             except Exception as error:
                 raise InvalidArgument(
-                    f"model {self._spec.model!r} has no chat template that takes this conversation; send a prompt, or other roles"
+                    f"model {self._spec.model!r} has no chat template that takes this conversation; send a prompt instead"
                 ) from error
         tokens = np.asarray(self._tokenizer.encode(text), np.int32)
         if not tokens.size:
@@ -102,8 +102,9 @@ class LlmEngine:
             )
         if request.max_tokens > left:
             raise InvalidArgument(
-                f"the prompt has {prompt_tokens} tokens and max_tokens is {request.max_tokens}, {prompt_tokens + request.max_tokens}"
-                f" together; model {self._spec.model!r} has a context of {self._context_length}: ask for at most {left}"
+                f"the prompt has {prompt_tokens} tokens and max_tokens is {request.max_tokens},"
+                f" {prompt_tokens + request.max_tokens} together; model {self._spec.model!r} has a context of"
+                f" {self._context_length}: ask for at most {left}"
             )
         return request.max_tokens or max(1, min(left, self._max_tokens_default or left))
 

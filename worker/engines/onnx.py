@@ -1,8 +1,8 @@
 """ONNX Runtime: models as ONNX graphs, on the CPU or on one CUDA device.
 
-Owns the session and the translation between KServe's datatypes and ONNX's. Never falls back from the device that was asked for:
-a CUDA that cannot be had is an error. Parameters of a manifest it reads: `device` (cpu, cuda, cuda:<n>), `intra_op_threads`,
-`file` (model.onnx).
+Owns the session and the translation between KServe's datatypes and ONNX's. Never falls back from the device that was asked
+for: a CUDA that cannot be had is an error. Parameters of a manifest it reads: `device` (cpu, cuda, cuda:<n>),
+`intra_op_threads`, `file` (model.onnx).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class OnnxEngine:
         self._wrapped = bool(self._bfloats) or any(output.datatype == "BF16" for output in spec.outputs)
 
     def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
-        """One execution; releases the GIL while it computes. Raises InvalidArgument where the graph refuses the input's values."""
+        """One execution; releases the GIL while it computes. Raises InvalidArgument where the graph refuses the input."""
         feed = dict(inputs)
         for name in self._strings:
             if name in feed:

@@ -246,6 +246,8 @@ def test_embedding_options() -> None:
         ({"input": [1, "a"]}, "input"),
         ({"input": [-1]}, "input"),
         ({"input": ["a"] * 2049}, "input"),
+        ({"input": [[1] * 500_001] * 2}, "input"),
+        ({"input": [1] * 1_000_001}, "input"),
         ({"input": "a", "encoding_format": "hex"}, "encoding_format"),
         ({"input": "a", "dimensions": 0}, "dimensions"),
         ({"input": "a", "stream": True}, "stream"),

@@ -8,8 +8,6 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
-import grpc.aio
 import numpy as np
 import pytest
 import structlog
@@ -17,7 +15,7 @@ from penstock.worker.v1 import worker_pb2
 
 from gateway.routing import FleetFull
 from runtime.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
-from tests.gateway.openai.mesh import LIMITED, NARROW, PUBLISHED_AT_S, SECRET, Served, piece, served, small_mesh
+from tests.gateway.openai.mesh import ANSWER, LIMITED, NARROW, PUBLISHED_AT_S, SECRET, Served, piece, served, small_mesh
 
 CHAT, COMPLETION, EMBEDDINGS = "CreateChatCompletion", "CreateCompletion", "CreateEmbeddings"
 TEXT = 'Hello "wörld"\n'
@@ -97,6 +95,26 @@ async def test_a_client_that_leaves_ends_the_generation(service: Served) -> None
         await asyncio.wait_for(service.mesh.router.left.wait(), 5)
     while service.mesh.count(CHAT, "sums", "CANCELLED") + service.mesh.count(CHAT, "other", "CANCELLED") < 2:
         await asyncio.sleep(0.01)
+
+
+async def test_clients_that_leave_at_any_moment_leave_nothing_behind(service: Served) -> None:
+    service.mesh.router.answers = [piece("x" * 100)] * 2000 + [ANSWER[-1]]
+
+    async def visit(reads: int) -> None:
+        call = service.begin(CHAT, chat(stream=True))
+        for _ in range(reads):
+            await call.read()
+        call.cancel()
+
+    tasks = len(asyncio.all_tasks())
+    with structlog.testing.capture_logs() as logs:
+        for round_ in range(5):
+            await asyncio.gather(*(visit((each + round_) % 4) for each in range(20)))
+        async with asyncio.timeout(10):
+            while len(asyncio.all_tasks()) > tasks:
+                await asyncio.sleep(0.01)
+    assert logs == []
+    assert (await service.post(CHAT, chat())).status == 200
 
 
 async def test_a_slow_reader_holds_the_worker_back(service: Served) -> None:
@@ -279,7 +297,7 @@ async def test_vectors_that_are_no_numbers(service: Served) -> None:
 
 
 async def _models(service: Served, secret: str = SECRET) -> Any:
-    ask = service.channel.unary_unary(
+    ask: Any = service.channel.unary_unary(
         "/penstock.gateway.v1.OpenAIService/ListModels",
         request_serializer=lambda _: b"",
         response_deserializer=lambda raw: raw,
