@@ -4,7 +4,7 @@ Each variant is a gateway process (unary edge, WorkerLink) and a worker process 
 started first and then driven in turn by one client, round by round, so that a busy machine disturbs all alike. Printed: CPU
 of each process per request, in µs, request frames per message, p50 and p99. `bare` answers with the same engine in one process.
 
-    python benchmarks/execute_streams.py [--rounds 5] [--requests 3000] [--variants mtls:peak-2ms,...]
+    python benchmarks/execute_streams.py [--rounds 5] [--requests 3000] [--variants mtls:peak-3ms,...]
 """
 
 from __future__ import annotations
@@ -396,7 +396,7 @@ def report(variants: list[Variant], levels: list[str]) -> None:
             print("| " + " | ".join(cells) + " |")
 
 
-DEFAULT = "bare,mtls:at-once,mtls:fixed-1ms,mtls:unanswered-2ms,mtls:peak-2ms,plain:peak-2ms,mtls:peak-2ms*2"
+DEFAULT = "bare,mtls:at-once,mtls:fixed-1ms,mtls:unanswered-2ms,mtls:peak-3ms,plain:peak-3ms,mtls:peak-3ms*2"
 
 
 def main() -> None:

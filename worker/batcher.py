@@ -111,7 +111,9 @@ class Batcher:
             outputs = await waiting.work.future
         except asyncio.CancelledError:
             self._queue.withdraw(waiting)
-            self._failed(Failure.CANCELED, arrived_ns)
+            future = waiting.work.future
+            if future.cancelled() or future.exception() is None:  # else its failure, counted already, crossed the cancellation
+                self._failed(Failure.CANCELED, arrived_ns)
             if self._idle and not self._busy():
                 self._tell_idle()
             raise

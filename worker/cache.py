@@ -19,6 +19,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from io import FileIO
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
@@ -95,7 +96,7 @@ class FileCache:
         """Go on with what came of the file before."""
         path = self._partial / file.sha256
         with _full_disk_named():
-            stream = path.open("a+b")
+            stream = path.open("a+b", buffering=0)  # what a full disk did not take must not wait for close()
         try:
             reception = Reception(file, path, self._files / file.sha256, stream)
             reception.read_what_came()
@@ -170,7 +171,7 @@ class FileCache:
 class Reception:
     """A file that is being received. Closed by who opened it."""
 
-    def __init__(self, file: ManifestFile, path: Path, target: Path, stream: BinaryIO) -> None:
+    def __init__(self, file: ManifestFile, path: Path, target: Path, stream: FileIO) -> None:
         self._file, self._path, self._target, self._stream = file, path, target, stream
         self._hasher = hashlib.sha256()
         self.received_bytes = 0
@@ -189,8 +190,9 @@ class Reception:
 
     def append(self, data: bytes) -> None:
         with _full_disk_named():
-            self._stream.write(data)
-            self._stream.flush()
+            rest = memoryview(data)
+            while rest:
+                rest = rest[self._stream.write(rest) :]
         self._hasher.update(data)
         self.received_bytes += len(data)
 

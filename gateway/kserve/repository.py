@@ -82,6 +82,8 @@ class Repository:
         """Return when a copy of the newest version is ready. Raises NotPublished, LoadFailed, DeadlineExceeded."""
         newest = await self._newest(model)
         wanted = self._fleet.placements.get((newest.model, newest.version))
+        if wanted is not None and wanted.copies > 0 and self._holds(newest):
+            return  # versions never change: there is nothing to load anew
         copies = max(self._settings.load_copies, wanted.copies if wanted is not None else 0)
         before = {id(copy) for _, copy in self._fleet.copies(model, newest.version)}
         await self._wishes.place(
@@ -91,7 +93,7 @@ class Repository:
 
         def loaded() -> bool:
             copies = [copy for _, copy in self._fleet.copies(model, newest.version)]
-            if any(copy.state is CopyState.READY and copy.digest == newest.digest for copy in copies):
+            if self._holds(newest):
                 return True
             if copies and all(copy.state is CopyState.FAILED for copy in copies):
                 self._judge(model, copies, before, past=self._loop.time() >= seen_s)
@@ -112,6 +114,10 @@ class Repository:
             return all(copy.state in _GONE for _, copy in self._fleet.copies(model))
 
         await self._until(unloaded, deadline_s, f"failed to unload '{model}'", self._settings.load_wait_s)
+
+    def _holds(self, version: PublishedVersion) -> bool:
+        ready = self._fleet.ready(version.model, version.version)
+        return any(copy.digest == version.digest for _, copy in ready)
 
     async def _newest(self, model: str, doing: str = "load") -> PublishedVersion:
         try:

@@ -9,10 +9,12 @@ ServerReady need no key; all else does.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from functools import wraps
 from importlib import metadata
 from time import perf_counter
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
@@ -49,6 +51,29 @@ _TRACE_SETTINGS = {
     "trace_file": [""],
     "trace_mode": ["opentelemetry"],
 }
+
+
+_Request = TypeVar("_Request")
+_Answer = TypeVar("_Answer")
+_Behaviour = Callable[["KServeServicer", _Request, Context], Awaitable[_Answer]]
+
+
+def _counted(behaviour: _Behaviour[_Request, _Answer]) -> _Behaviour[_Request, _Answer]:
+    """Count the answers of an RPC that serves no inference. The model is not told apart: anybody may name any."""
+
+    @wraps(behaviour)
+    async def call(self: KServeServicer, request: _Request, context: Context) -> _Answer:
+        started_s = perf_counter()
+        try:
+            answer = await behaviour(self, request, context)
+        except Exception as raised:
+            code = raised.code.name if isinstance(raised, PenstockError) else "INTERNAL"
+            self._metrics.failed(behaviour.__name__, "", code)
+            raise
+        self._metrics.answered(behaviour.__name__, "", perf_counter() - started_s)
+        return answer
+
+    return call
 
 
 class KServeServicer(rpc.GRPCInferenceServiceServicer):
@@ -98,41 +123,50 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         stream = InferenceStream(self._callers, self._router, self._fleet, self._metrics, context, caller, in_flight)
         await stream.serve()
 
+    @_counted
     async def ServerLive(self, request: pb.ServerLiveRequest, context: Context) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
+    @_counted
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
         """Whether requests can be answered; where that is strict, whether all that should be loaded is (as Triton has it)."""
         wanted = [wish for wish in self._fleet.placements.values() if wish.copies > 0]
         missing = self._strict_readiness and any(not self._fleet.ready(wish.model, wish.version) for wish in wanted)
         return pb.ServerReadyResponse(ready=self._fleet.synced and not missing)
 
+    @_counted
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: Context) -> pb.ServerMetadataResponse:
         await self._enter(context)
         return pb.ServerMetadataResponse(name="penstock", version=_own_version(), extensions=EXTENSIONS)
 
+    @_counted
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
         await self._enter(context, request.name)
         return pb.ModelReadyResponse(ready=bool(self._fleet.ready(request.name, request.version)))
 
+    @_counted
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
         await self._enter(context, request.name)
         return await self._copies.metadata(request.name, request.version)
 
+    @_counted
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
         await self._enter(context, request.name)
         return await self._copies.config(request.name, request.version)
 
+    @_counted
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
         caller = await self._enter(context, request.name)
         return await self._copies.statistics(request.name, request.version, caller.key.allows)
 
+    @_counted
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
         caller = await self._enter(context)
         refuse_repository_name(request.repository_name)
         entries = await self._repository.index(caller.key.allows, ready_only=request.ready)
         return pb.RepositoryIndexResponse(models=entries)
 
+    @_counted
     async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: Context
     ) -> pb.RepositoryModelLoadResponse:
@@ -147,6 +181,7 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         await self._repository.load(request.model_name, caller.deadline_s)
         return pb.RepositoryModelLoadResponse()
 
+    @_counted
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: Context
     ) -> pb.RepositoryModelUnloadResponse:
@@ -157,6 +192,7 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         await self._repository.unload(request.model_name, caller.deadline_s)
         return pb.RepositoryModelUnloadResponse()
 
+    @_counted
     async def SystemSharedMemoryStatus(
         self, request: pb.SystemSharedMemoryStatusRequest, context: Context
     ) -> pb.SystemSharedMemoryStatusResponse:
@@ -164,18 +200,21 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         _refuse_region("system", request.name)
         return pb.SystemSharedMemoryStatusResponse()
 
+    @_counted
     async def SystemSharedMemoryRegister(
         self, request: pb.SystemSharedMemoryRegisterRequest, context: Context
     ) -> pb.SystemSharedMemoryRegisterResponse:
         await self._enter(context)
         _refuse_shared_memory("system", request.name)
 
+    @_counted
     async def SystemSharedMemoryUnregister(
         self, request: pb.SystemSharedMemoryUnregisterRequest, context: Context
     ) -> pb.SystemSharedMemoryUnregisterResponse:
         await self._enter(context)
         return pb.SystemSharedMemoryUnregisterResponse()  # none is registered: what was asked for is so
 
+    @_counted
     async def CudaSharedMemoryStatus(
         self, request: pb.CudaSharedMemoryStatusRequest, context: Context
     ) -> pb.CudaSharedMemoryStatusResponse:
@@ -183,18 +222,21 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         _refuse_region("CUDA", request.name)
         return pb.CudaSharedMemoryStatusResponse()
 
+    @_counted
     async def CudaSharedMemoryRegister(
         self, request: pb.CudaSharedMemoryRegisterRequest, context: Context
     ) -> pb.CudaSharedMemoryRegisterResponse:
         await self._enter(context)
         _refuse_shared_memory("CUDA", request.name)
 
+    @_counted
     async def CudaSharedMemoryUnregister(
         self, request: pb.CudaSharedMemoryUnregisterRequest, context: Context
     ) -> pb.CudaSharedMemoryUnregisterResponse:
         await self._enter(context)
         return pb.CudaSharedMemoryUnregisterResponse()
 
+    @_counted
     async def TraceSetting(self, request: pb.TraceSettingRequest, context: Context) -> pb.TraceSettingResponse:
         await self._enter(context, request.model_name)
         if request.model_name and not self._fleet.copies(request.model_name):
@@ -203,6 +245,7 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         values = pb.TraceSettingResponse.SettingValue
         return pb.TraceSettingResponse(settings={key: values(value=value) for key, value in _TRACE_SETTINGS.items()})
 
+    @_counted
     async def LogSettings(self, request: pb.LogSettingsRequest, context: Context) -> pb.LogSettingsResponse:
         await self._enter(context)
         _refuse_changes("log", request.settings, "set the log level when starting the process")
@@ -235,7 +278,8 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         error = raised if isinstance(raised, PenstockError) else None
         self._metrics.failed(method, model, error.code.name if error is not None else "INTERNAL")
         if caller is not None and not caller.named_it:  # one who gave no id needs ours to ask about a failure
-            await name_request(context, caller)
+            with suppress(grpc.aio.BaseError):  # who has gone meanwhile needs none
+                await name_request(context, caller)
 
 
 def _refuse_shared_memory(kind: str, region: str) -> NoReturn:

@@ -26,7 +26,7 @@ from runtime.ids import NodeId, WorkerId
 _log = structlog.get_logger("penstock.links")
 _METHOD = "/penstock.worker.v1.WorkerService/Execute"
 
-GATHER_BOUND_S = 0.002
+GATHER_BOUND_S = 0.003
 GATHER_FREE_IN_FLIGHT = 2
 
 

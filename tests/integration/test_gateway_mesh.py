@@ -167,7 +167,7 @@ class MeshUnderTest:
 
 
 @asynccontextmanager
-async def mesh_under_test(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MeshUnderTest]:
+async def mesh_under_test(folder: Path, monkeypatch: pytest.MonkeyPatch, *, tls: bool = False) -> AsyncIterator[MeshUnderTest]:
     # The process-wide registry of metrics is the process's: each gateway of these tests gets its own.
     monkeypatch.setattr(prometheus_client, "REGISTRY", prometheus_client.CollectorRegistry())
     authority = Authority.open(folder / "ca")
@@ -198,6 +198,8 @@ async def mesh_under_test(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Asyn
             ready_file=folder / "ready",
             cold_wait_s=2,
             drain_grace_s=0.2,
+            edge_certificate=folder / "gateway" / "tls.pem" if tls else None,
+            edge_key=folder / "gateway" / "tls.key" if tls else None,
         )
         stop = asyncio.Event()
         gateway = asyncio.create_task(serve(settings, stop))
@@ -208,7 +210,9 @@ async def mesh_under_test(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Asyn
             if gateway.done():
                 gateway.result()
             mesh = MeshUnderTest(authority, folder, stack, scheduler, registry, json.loads((folder / "ready").read_text()))
-            mesh._channel = grpc.aio.insecure_channel(f"127.0.0.1:{mesh.ports['edge_port']}")
+            edge = f"127.0.0.1:{mesh.ports['edge_port']}"
+            trusted = grpc.ssl_channel_credentials((folder / "gateway" / "ca.pem").read_bytes())
+            mesh._channel = grpc.aio.secure_channel(edge, trusted) if tls else grpc.aio.insecure_channel(edge)
             async with mesh._channel:
                 yield mesh
         finally:
@@ -352,3 +356,21 @@ async def test_what_a_worker_says_of_a_sick_engine_reaches_the_client(mesh: Mesh
         await mesh.infer()
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
     assert "being restarted" in (refused.value.details() or "")
+
+
+async def test_the_edge_speaks_tls_where_it_has_a_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with mesh_under_test(tmp_path, monkeypatch, tls=True) as mesh:
+        worker = await mesh.worker("w1")
+        await mesh.scheduler.tell(worker.presence("m"))
+        await mesh.infer()
+
+
+async def test_deadlines_that_pass_are_not_taken_for_bugs(mesh: MeshUnderTest, capfd: pytest.CaptureFixture[str]) -> None:
+    worker = await mesh.worker("w1")
+    worker.engine.gate.clear()
+    await mesh.scheduler.tell(worker.presence("m"))
+    outcomes = await asyncio.gather(*(mesh.infer(timeout=0.2 + 0.01 * number) for number in range(30)), return_exceptions=True)
+    assert all(isinstance(one, grpc.aio.AioRpcError) for one in outcomes)
+    worker.engine.gate.set()
+    await mesh.infer()
+    assert "unmapped_error" not in capfd.readouterr().err

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 import nacl.signing
 import pytest
 
-from runtime.errors import PenstockError, Unavailable
+from runtime.errors import Unavailable
 from runtime.ids import Digest
 from runtime.manifests import ManifestRefused
 from tests.worker.manifests import CHUNK_BYTES, TRUSTED, MemoryRegistry, manifest_of, sha256_of
@@ -304,25 +305,16 @@ async def test_a_cancelled_fetch_leaves_its_part_and_pins_nothing(
     assert content_of(await prepare(artifacts, digest)) == {"model.onnx": WEIGHTS}
 
 
-async def test_a_full_disk_is_named(artifacts: Artifacts, registry: MemoryRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
-    digest = registry.publish_files({"model.onnx": WEIGHTS})
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("worker.cache.Reception.append", _named(full))
-    with pytest.raises(PenstockError, match="no room left"):
-        await prepare(artifacts, digest)
-
-
-def _named(work: object) -> object:
-    from worker.cache import _full_disk_named
-
-    def call(*arguments: object) -> None:
-        with _full_disk_named():
-            work(*arguments)  # type: ignore[operator]
-
-    return call
+async def test_a_disk_without_room_is_named(tmp_path: Path, registry: MemoryRegistry) -> None:
+    digest = registry.publish_files({"model.onnx": os.urandom(1_100_000)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with open_cache(tmp_path / "cache", 10_000_000) as cache:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+        try:
+            with pytest.raises(CacheFull, match="no room left"):
+                await prepare(Artifacts(cache, registry, lambda: TRUSTED), digest)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 async def test_where_the_file_system_has_no_hard_links_files_are_copied(
