@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 
-from rich.console import Console
-from rich.table import Table
-
+from cli.tables import console, table
 from runtime.errors import PenstockError
 
 _FILES_WANTED = 4096
@@ -44,11 +42,11 @@ class Finding:
 def show_findings() -> int:
     """Print them all; the exit status is 1 where something is bad."""
     found = list(findings())
-    table = Table("what", "seen", "", "what to do")
+    rows = table("what", "seen", "", "what to do")
     for finding in found:
         style = _STYLES[finding.verdict]
-        table.add_row(finding.what, finding.seen, f"[{style}]{finding.verdict.value}[/]", finding.advice)
-    Console().print(table)
+        rows.add_row(finding.what, finding.seen, f"[{style}]{finding.verdict.value}[/]", finding.advice)
+    console().print(rows)
     return int(any(finding.verdict is Verdict.BAD for finding in found))
 
 

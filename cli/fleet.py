@@ -9,11 +9,10 @@ from pathlib import Path
 import grpc.aio
 from penstock.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from penstock.worker.v1 import presence_pb2, worker_pb2, worker_pb2_grpc
-from rich.console import Console
-from rich.table import Table
 
 from cli.models import state_name
 from cli.profile import Profile
+from cli.tables import console, table
 from runtime.channel import inner_channel
 from runtime.identity import NodeIdentity, Role, load_identity
 from runtime.ids import NodeId
@@ -28,21 +27,18 @@ async def show_fleet(profile: Profile) -> None:
         workers = (await fleet.ListWorkers(scheduler_pb2.ListWorkersRequest())).workers
     identity = load_identity(Path(profile.operator_identity))
     loads = await asyncio.gather(*(_load(worker, identity) for worker in workers))
-    table = Table("worker", "region", "tiers", "address", "hardware", "models", "in flight", "heartbeat")
+    rows = table("worker", "machine", "models", "in flight", "heartbeat")
     for worker, load in zip(workers, loads, strict=True):
         age_s = time.time() - worker.wall_time_ms / 1000
         models = "\n".join(f"{copy.model} {copy.version}: {state_name(copy)}" for copy in worker.models)
-        table.add_row(
-            worker.worker_id,
-            worker.region,
-            " ".join(worker.tiers) or "-",
-            worker.address,
-            _hardware(worker.hardware),
+        rows.add_row(
+            f"{worker.worker_id}\n{worker.address}",
+            f"{worker.region}, tiers {' '.join(worker.tiers) or 'none'}\n{_hardware(worker.hardware)}",
             models or "-",
             "no answer" if load is None else f"{load.in_flight} of {worker.max_in_flight}",
             f"{age_s:.0f} s ago",
         )
-    Console().print(table if workers else "no worker is in the fleet; look at `penstock doctor` and the workers' logs")
+    console().print(rows if workers else "no worker is in the fleet; look at `penstock doctor` and the workers' logs")
 
 
 async def _load(worker: presence_pb2.Presence, identity: NodeIdentity) -> worker_pb2.WorkerLoad | None:

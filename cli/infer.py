@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.profile import Profile
+from cli.tables import console, table
 from runtime.errors import InvalidArgument
 
 _DTYPES: dict[str, type[np.generic]] = {
@@ -44,7 +45,7 @@ async def infer_once(profile: Profile, model: str, version: str, image: Path | N
         for value in values:
             _add_value(request, metadata, value)
         response = await stub.ModelInfer(request, metadata=profile.metadata, timeout=_TIMEOUT_S)
-    _show(Console(), response, classes=image is not None)
+    _show(console(), response, classes=image is not None)
 
 
 def image_tensor(file: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
@@ -113,25 +114,25 @@ def _described(metadata: grpc_service_pb2.ModelMetadataResponse) -> str:
     return ", ".join(f"{tensor.name} {tensor.datatype} {list(tensor.shape)}" for tensor in metadata.inputs) or "none"
 
 
-def _show(console: Console, response: grpc_service_pb2.ModelInferResponse, *, classes: bool) -> None:
+def _show(terminal: Console, response: grpc_service_pb2.ModelInferResponse, *, classes: bool) -> None:
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         if classes and output.datatype == "BYTES":
-            console.print(class_table(response.model_name, strings_of(raw)))
+            terminal.print(class_table(response.model_name, strings_of(raw)))
             continue
         values = strings_of(raw) if output.datatype == "BYTES" else np.frombuffer(raw, _DTYPES[output.datatype]).tolist()
         shape = ", ".join(str(size) for size in output.shape)
-        console.print(f"[bold]{output.name}[/] {output.datatype} ({shape})")
-        console.print(np.asarray(values, dtype=object).reshape(tuple(output.shape)).tolist())
+        terminal.print(f"[bold]{output.name}[/] {output.datatype} ({shape})")
+        terminal.print(np.asarray(values, dtype=object).reshape(tuple(output.shape)).tolist())
 
 
 def class_table(model: str, entries: list[str]) -> Table:
     """Triton's `score:index[:label]` strings, best first, as a table."""
-    table = Table("class", "score", title=f"{model} says")
+    rows = table("class", "score", title=f"{model} says")
     for place, entry in enumerate(entries):
         score, _, rest = entry.partition(":")
         index, _, label = rest.partition(":")
-        table.add_row(label or index, f"{float(score):.3f}", style="bold green" if place == 0 else "")
-    return table
+        rows.add_row(label or index, f"{float(score):.3f}", style="bold green" if place == 0 else "")
+    return rows
 
 
 def strings_of(raw: bytes) -> list[str]:

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 import grpc.aio
 from penstock.registry.v1 import accounts_pb2, accounts_pb2_grpc
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from cli.profile import Profile
+from cli.tables import console, table
 from runtime.errors import AlreadyExists
 from runtime.status import error_of
 
@@ -46,8 +46,7 @@ async def create_key(profile: Profile, wanted: NewKey) -> None:
                 lifetime_s=wanted.lifetime_s,
             )
         )
-    console = Console()
-    console.print(Text(answer.secret, style="bold"), soft_wrap=True)
+    Console().print(Text(answer.secret, style="bold"), soft_wrap=True)
     Console(stderr=True).print(f"key {answer.key.key_id}; this is the only time it is shown", style="dim")
 
 
@@ -56,9 +55,9 @@ async def show_keys(profile: Profile, tenant: str) -> None:
     async with profile.registry_channel() as registry:
         stub = accounts_pb2_grpc.AccountServiceStub(registry)
         keys = (await stub.ListKeys(accounts_pb2.ListKeysRequest(tenant=tenant))).keys
-    table = Table("key", "tenant", "name", "role", "models", "requests/s", "created", "state")
+    rows = table("key", "tenant", "name", "role", "models", "requests/s", "created", "state")
     for key in keys:
-        table.add_row(
+        rows.add_row(
             key.key_id,
             key.tenant,
             key.name,
@@ -68,7 +67,7 @@ async def show_keys(profile: Profile, tenant: str) -> None:
             _day(key.created_at_ms),
             _state(key),
         )
-    Console().print(table if keys else "there are no keys")
+    console().print(rows if keys else "there are no keys")
 
 
 async def revoke_key(profile: Profile, key_id: str) -> None:

@@ -17,6 +17,7 @@ def push(
     folder: Annotated[Path, typer.Argument(help="folder with model.toml and the model's files")],
     version: Annotated[str, typer.Option(help="version number [default: the next one]")] = "",
     copies: Annotated[int, typer.Option(min=0, help="workers to load it on; 0 = none yet")] = 2,
+    wait: Annotated[bool, typer.Option(help="wait until the copies are ready")] = True,
     data: options.Data = None,
 ) -> None:
     """Upload a model folder, sign it, publish it as a version, and load it."""
@@ -25,7 +26,7 @@ def push(
     from cli.run import run
 
     async def work() -> None:
-        await push_folder(read_profile(data), folder, version, copies)
+        await push_folder(read_profile(data), folder, version, copies, wait=wait)
 
     run(work())
 
@@ -48,6 +49,7 @@ def load(
     model: str,
     version: Annotated[str, typer.Option(help="model version [default: newest]")] = "",
     copies: Annotated[int, typer.Option(min=1, help="workers to load it on")] = 2,
+    wait: Annotated[bool, typer.Option(help="wait until the copies are ready")] = True,
     data: options.Data = None,
 ) -> None:
     """Load a published version on that many workers."""
@@ -56,7 +58,7 @@ def load(
     from cli.run import run
 
     async def work() -> None:
-        await load_model(read_profile(data), model, version, copies)
+        await load_model(read_profile(data), model, version, copies, wait=wait)
 
     run(work())
 
@@ -65,6 +67,7 @@ def load(
 def unload(
     model: str,
     version: Annotated[str, typer.Option(help="model version [default: newest]")] = "",
+    wait: Annotated[bool, typer.Option(help="wait until it is gone")] = True,
     data: options.Data = None,
 ) -> None:
     """Take a version off every worker; it stays in the registry."""
@@ -73,6 +76,6 @@ def unload(
     from cli.run import run
 
     async def work() -> None:
-        await load_model(read_profile(data), model, version, 0)
+        await load_model(read_profile(data), model, version, 0, wait=wait)
 
     run(work())

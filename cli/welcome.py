@@ -73,13 +73,15 @@ class ChildBoard:
 
 def welcome(console: Console, profile: Profile, data: Path, *, demo: bool, took_s: float) -> None:
     """Endpoints, key, and lines to paste."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("KServe v2 (gRPC)", f"[bold]{profile.grpc_address}[/]")
+    rows = {"KServe v2 (gRPC)": profile.grpc_address}
     if profile.http_url:
-        table.add_row("OpenAI API (HTTP)", f"[bold]{profile.http_url}/v1[/]")
-    table.add_row("API key", f"[bold]{profile.api_key}[/]")
-    table.add_row("data and logs", str(data))
+        rows["OpenAI API (HTTP)"] = f"{profile.http_url}/v1"
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for what, where in {**rows, "data and logs": str(data)}.items():
+        table.add_row(what, Text(where, style="bold"))
     console.print(Panel(table, title=f"the mesh answers, after {took_s:.1f} s", title_align="left", expand=False))
+    # Not in the panel: a key that is cut to the terminal's width cannot be pasted.
+    console.print(Text.assemble("API key  ", (profile.api_key, "bold")), soft_wrap=True)
     if demo:
         for line in commands(profile, data):
             console.print(Text(line), soft_wrap=True)

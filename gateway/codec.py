@@ -22,10 +22,11 @@ _STATES: dict[int, CopyState] = {
 }
 
 
-def news_of(message: scheduler_pb2.WatchFleetResponse) -> FleetNews:
+def news_of(message: scheduler_pb2.WatchFleetResponse, region: Region) -> FleetNews:
+    """What concerns this region: workers come filtered, wishes come for all."""
     placements = None
     if message.HasField("placements"):
-        placements = tuple(placement_of(each) for each in message.placements.placements)
+        placements = tuple(placement_of(each) for each in message.placements.placements if each.region == region)
     return FleetNews(
         message.snapshot,
         tuple(worker_of(each) for each in message.workers),

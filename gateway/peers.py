@@ -72,7 +72,7 @@ class SchedulerClient:
         call = self._fleet.WatchFleet(scheduler_pb2.WatchFleetRequest(region=self._region))
         try:
             async for message in call:
-                yield codec.news_of(message)
+                yield codec.news_of(message, self._region)
         except grpc.aio.AioRpcError as failure:
             raise error_of(failure) from failure
         finally:

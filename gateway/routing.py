@@ -84,6 +84,8 @@ class Router:
             if granted is None:
                 journey = journey or _Journey(request, call)
                 granted = await self._grant_in_time(journey)
+            if journey is not None:
+                self._count_retry(journey)
             link, started_s, latency_ms = self._fleet.links[granted.worker_id], perf_counter(), None
             outcome = Outcome.UNKNOWN
             state.reserve(granted)
@@ -103,6 +105,7 @@ class Router:
         self._budget.note_request(loop.time())
         while True:
             granted = self._grant(journey.request) or await self._grant_in_time(journey)
+            self._count_retry(journey)
             link, started_s, latency_ms, outcome = self._fleet.links[granted.worker_id], perf_counter(), None, Outcome.UNKNOWN
             state.reserve(granted)
             try:
@@ -210,12 +213,15 @@ class Router:
             raise error
         journey.failed_on.add(granted.worker_id)
         journey.failure = error
-        spent = len(journey.failed_on) >= MAX_ATTEMPTS or not self._budget.take(self._loop.time())
-        self._metrics.retried(error.reason, granted=not spent)
-        if spent:
+        if len(journey.failed_on) >= MAX_ATTEMPTS or not self._budget.take(self._loop.time()):
+            self._metrics.retried(error.reason, granted=False)
             raise error
         journey.request = replace(journey.request, exclude=frozenset(journey.failed_on))
         return journey
+
+    def _count_retry(self, journey: _Journey) -> None:
+        if journey.failure is not None:
+            self._metrics.retried(journey.failure.reason, granted=True)
 
     def _release(self, granted: Granted, link: Link, outcome: Outcome, latency_ms: float | None) -> None:
         now_s = self._loop.time()

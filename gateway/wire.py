@@ -89,8 +89,8 @@ def _scan(payload: bytes) -> RequestHead:
                 request_id = payload[start:at].decode()
             elif tag == 0x22:
                 parameters = {} if parameters is None else parameters
-                name, value = _entry(payload[start:at])
-                parameters[name] = value
+                if (entry := _entry(payload[start:at])) is not None:
+                    parameters[entry[0]] = entry[1]
             elif tag < 8 or tag > 0xFFFF_FFFF:
                 raise _no_field(tag)
         fields += 1
@@ -170,14 +170,16 @@ def _fields(buffer: bytes) -> Iterator[tuple[int, int | bytes]]:
         yield tag, buffer[start:at]
 
 
-def _entry(buffer: bytes) -> tuple[str, Parameter]:
-    """One entry of map<string, InferParameter>."""
+def _entry(buffer: bytes) -> tuple[str, Parameter] | None:
+    """One entry of map<string, InferParameter>; None for one that says more than that, which parsers leave out of the map."""
     name, value = "", b""
     for tag, content in _fields(buffer):
         if tag == 0x0A and isinstance(content, bytes):
             name = content.decode()
         elif tag == 0x12 and isinstance(content, bytes):
             value += content  # messages that come twice are merged, which putting them end to end is
+        else:
+            return None
     return name, _parameter(value)
 
 

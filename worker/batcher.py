@@ -20,6 +20,7 @@ from runtime.errors import Code, DeadlineExceeded, PenstockError, Unavailable
 from worker.batching import DEFAULT_PRIORITY, BatchPolicy, BatchQueue, QueueFull, Waiting
 from worker.engine import Array, EngineFailed, TensorEngine
 from worker.lane import Lane
+from worker.pace import Pace
 from worker.statistics import CopyStatistics, Failure, Timing
 
 _log = structlog.get_logger("penstock.batcher")
@@ -49,8 +50,8 @@ class Executed:
     """What the engine's thread gives back: per request its outputs or its error, per execution its size and timing."""
 
     answers: list[Sequence[Array] | Exception] = field(default_factory=list)
-    executions: list[tuple[int, int, Timing]] = field(default_factory=list)
-    """Rows, requests, timing."""
+    executions: list[tuple[int, int, Timing, int]] = field(default_factory=list)
+    """Rows, requests, timing, nanoseconds of the thread's CPU."""
 
 
 class Batcher:
@@ -64,14 +65,17 @@ class Batcher:
         statistics: CopyStatistics,
         *,
         batched: bool = True,
+        pace: Pace | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        """Without a pace, every execution runs on the lane."""
         self._policy = policy
         self._queue: BatchQueue[Job] = BatchQueue(policy)
         self._engine = engine
         self._lane = lane
         self._statistics = statistics
         self._batched = batched
+        self._pace = pace
         self._clock_ns = clock_ns
         self._loop = asyncio.get_running_loop()
         self._running: Sequence[Waiting[Job]] = ()
@@ -168,12 +172,16 @@ class Batcher:
         except QueueFull:
             self._failed(Failure.REJECTED, arrived_ns)
             raise
-        if not self._running and not self._start_pending:
-            self._start_pending = True
-            self._loop.call_soon(self._start_soon)
+        if not self._running:
+            self._soon()
         if expires_s is not None:
             self._watch(expires_s)
         return waiting
+
+    def _soon(self) -> None:
+        if not self._start_pending:
+            self._start_pending = True
+            self._loop.call_soon(self._start_soon)
 
     def _start_soon(self) -> None:
         self._start_pending = False
@@ -192,21 +200,44 @@ class Batcher:
         if batch:
             self._wake_at_s = None
             self._running = batch
-            self._lane.submit(partial(self._execute, batch), self._finished)
+            if self._pace is not None and self._pace.is_short(sum(waiting.rows for waiting in batch)):
+                self._run_here(batch)
+            else:
+                self._lane.submit(partial(self._execute, batch), self._finished)
         elif (due_s := self._queue.due_s()) is not None and due_s != self._wake_at_s:
             self._wake_at_s = due_s
             self._lane.wake_after(max(0.0, due_s - now_s), self._wake)
 
+    def _run_here(self, batch: Sequence[Waiting[Job]]) -> None:
+        """A short execution, on the loop; what gathers meanwhile comes after a turn for everybody else."""
+        executed, error = None, None
+        try:
+            executed = self._execute(batch)
+        except Exception as raised:
+            error = raised
+        self._running = ()
+        self._settle(batch, executed, error)
+        if self._queue.requests:
+            self._soon()
+
     def _finished(self, executed: Executed | None, error: BaseException | None) -> None:
-        """Back on the loop: the next execution first, then the answers, so that the engine does not wait for them."""
+        """Back from the lane: the next execution first, then the answers, so that the engine does not wait for them."""
         batch, self._running = self._running, ()
-        self._start()
+        if self._pace is not None and self._pace.is_short(1):
+            self._soon()
+        else:
+            self._start()
+        self._settle(batch, executed, error)
+
+    def _settle(self, batch: Sequence[Waiting[Job]], executed: Executed | None, error: BaseException | None) -> None:
         if executed is None:
             _log.error("execution_failed", exc_info=error)
             executed = Executed([EngineFailed("the engine failed; the worker's log has the reason")] * len(batch))
         wall_ms = int(time.time() * 1000)
-        for rows, requests, timing in executed.executions:
+        for rows, requests, timing, cpu_ns in executed.executions:
             self._statistics.executed(rows, requests, timing, wall_ms=wall_ms)
+            if self._pace is not None:
+                self._pace.observe(rows, cpu_ns)
         queued = self._statistics.queue
         for waiting, answer in zip(batch, executed.answers, strict=True):
             job = waiting.work
@@ -229,7 +260,7 @@ class Batcher:
         return executed
 
     def _execute_as_one(self, batch: Sequence[Waiting[Job]], executed: Executed) -> None:
-        begun_ns = self._clock_ns()
+        begun_ns, begun_cpu_ns = self._clock_ns(), time.thread_time_ns()
         for waiting in batch:
             waiting.work.started_ns = begun_ns
         rows = sum(waiting.rows for waiting in batch)
@@ -243,7 +274,7 @@ class Batcher:
             executed.answers.extend([error] * len(batch))
             return
         timing = Timing(gathered_ns - begun_ns, ran_ns - gathered_ns, self._clock_ns() - ran_ns)
-        executed.executions.append((rows, len(batch), timing))
+        executed.executions.append((rows, len(batch), timing, time.thread_time_ns() - begun_cpu_ns))
 
     def _watch(self, expires_s: float) -> None:
         """One timer for all: it fires at the earliest expiry seen, and is set again for the next."""

@@ -229,7 +229,7 @@ def open_cache(folder: Path, limit_bytes: int) -> Iterator[FileCache]:
 
 
 def _link(file: Path, target: Path) -> None:
-    """A hard link, because engines refuse symbolic ones that lead out of a folder; a copy where the file system has none."""
+    """A hard link, which lives on when the cache lets go of the file; a copy where the file system has none."""
     try:
         target.hardlink_to(file)
     except OSError as error:

@@ -21,6 +21,9 @@ from worker.engines import open_engine
 from worker.generation import DEFAULT_RUNNING, Generations
 from worker.kserve import RequestCodec
 from worker.lane import ThreadLane
+from worker.pace import Pace
+import os
+INLINE=int(os.environ.get('INLINE','250'))*1000
 from worker.statistics import CopyStatistics, Failure
 from worker.tensors import zeros
 from worker.types import CallContext, ModelSpec
@@ -37,7 +40,14 @@ class TensorModel:
         self._engine = engine
         self._lane = lane
         self._codec = RequestCodec(spec, utf8_bytes=engine.utf8_bytes)
-        self._batcher = Batcher(_policy(spec), engine, lane, self.statistics, batched=spec.max_batch_size > 0)
+        self._batcher = Batcher(
+            _policy(spec),
+            engine,
+            lane,
+            self.statistics,
+            batched=spec.max_batch_size > 0,
+            pace=Pace(INLINE) if engine.on_cpu and INLINE else None,
+        )
 
     @property
     def queued_rows(self) -> int:

@@ -29,7 +29,6 @@ from worker.lifecycle import Holdings
 from worker.presence_codec import Stamp, WorkerFacts, copy_messages, model_presence_bytes, presence_bytes
 from worker.threads import in_thread
 
-
 _log = structlog.get_logger("penstock.presence")
 
 

@@ -140,7 +140,7 @@ def test_gpus_are_those_that_nvml_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, gpus: tuple[Gpu, ...]
 ) -> None:
     nvml = FakeNvml(failing)
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
     assert read_hardware(tmp_path).gpus == gpus
     assert nvml.open == 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
@@ -75,11 +76,12 @@ def test_everyone_who_watches_hears_of_every_change() -> None:
     holdings = Holdings()
     first, second = holdings.watch(), holdings.watch()
     copy = holdings.add(a_copy())
-    for change in (
+    changes: list[Callable[[], None]] = [
         lambda: holdings.move(copy, LifeEvent.LOAD_BEGUN),
         lambda: holdings.describe(copy, task=Task.CHAT, max_batch_size=4),
         lambda: holdings.explain(copy, "waiting"),
-    ):
+    ]
+    for change in changes:
         change()
         assert first.is_set()
         assert second.is_set()

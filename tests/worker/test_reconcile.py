@@ -73,7 +73,7 @@ class World:
             await gate.wait()
         if spec.model == "refused":
             raise ModelRefused("an output is missing")
-        return cast(LoadedModel, _Loaded(spec))
+        return cast("LoadedModel", _Loaded(spec))
 
     def add(self, loaded: LoadedModel) -> None:
         self.events.append(f"+{loaded.spec.model}:{loaded.spec.version}")
