@@ -72,7 +72,7 @@ async def _follow(scheduler: grpc.aio.Channel, published: Published, copies: int
             failed = [copy for copy in held if copy.state == worker_pb2.MODEL_STATE_FAILED]
             wanted = min(copies, len(workers))
             bar.update(task, total=wanted or None, completed=ready)
-            if failed and ready + len(failed) >= wanted:
+            if copies and failed and ready + len(failed) >= wanted:
                 raise FailedPrecondition(f"{name} did not load on {len(failed)} of {wanted} workers: {failed[0].reason}")
             if workers and ready == wanted and len(held) == wanted:
                 break

@@ -37,6 +37,7 @@ _PASSING = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED, C
 _BACKOFF = Backoff(first_s=0.5, max_s=8.0)
 _IDLE_S = 3600.0
 _SOONEST_S = 0.05
+_AFTER_BUG_S = 1.0
 _log = structlog.get_logger("penstock.reconcile")
 
 
@@ -102,7 +103,7 @@ class Reconciler:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Converge while the context lasts. Leaving breaks loads off and leaves in the table what is there."""
-        working = asyncio.create_task(self._run(), name="reconcile")
+        working = asyncio.create_task(self._keep(), name="reconcile")
         try:
             yield
         finally:
@@ -110,15 +111,21 @@ class Reconciler:
             with suppress(asyncio.CancelledError):
                 await working
 
+    async def _keep(self) -> None:
+        """Begin anew after a bug: what answers goes on answering, and orders are followed again."""
+        while True:
+            try:
+                await self._run()
+            except Exception as error:
+                _log.error("reconcile_broke", exc_info=error)
+            await self._clock.sleep(_AFTER_BUG_S)
+
     async def _run(self) -> None:
         async with self._store.watch(self._key) as watch, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow(watch))
             while True:
                 self._dirty.clear()
-                try:
-                    self._converge(tasks)
-                except PenstockError as error:  # a bug must not end what answers
-                    _log.error("converge_broke", exc_info=error)
+                self._converge(tasks)
                 await sleep_unless(self._clock, self._until_retry_s(), self._dirty)
 
     async def _follow(self, watch: Watch) -> None:
@@ -241,14 +248,19 @@ class Reconciler:
         return loaded
 
     async def _unload(self, copy: Copy) -> None:
-        await self._clock.sleep(self._rules.leave_grace_s)
+        """Once begun it is finished, also if the loop ends meanwhile: a half unloaded copy could never be loaded again."""
+        try:
+            await self._clock.sleep(self._rules.leave_grace_s)
+        finally:
+            await self._let_go(copy)
+
+    async def _let_go(self, copy: Copy) -> None:
         try:
             await self._table.remove(copy.model, copy.version, grace_s=self._rules.drain_grace_s)
         except PenstockError as error:
             _log.error("unload_broke", model=copy.model, version=copy.version, exc_info=error)
         self._holdings.move(copy, LifeEvent.DRAINED)
-        prepared = self._prepared.pop(copy.key, None)
-        if prepared is not None:
+        if (prepared := self._prepared.pop(copy.key, None)) is not None:
             await self._files.release(prepared)
         self._holdings.move(copy, LifeEvent.FREED)
         _log.info("model_unloaded", model=copy.model, version=copy.version)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import time
@@ -45,6 +46,34 @@ def test_a_pushed_folder_is_published_once(mesh: RunningMesh) -> None:
     done = mesh.penstock("models", "push", str(ROOT / "cli" / "demo" / "digits"))
     assert done.returncode == 0, done.stderr
     assert "already published" in done.stdout
+
+
+def test_a_model_is_pushed_unloaded_and_loaded_again(mesh: RunningMesh, tmp_path: Path) -> None:
+    folder = tmp_path / "numerals"
+    shutil.copytree(ROOT / "cli" / "demo" / "digits", folder)
+    description = (folder / "model.toml").read_text()
+    (folder / "model.toml").write_text(description.replace('name = "digits"', 'name = "numerals"'))
+    image = str(ROOT / "examples" / "digits" / "4.png")
+    pushed = mesh.penstock("models", "push", str(folder))
+    assert "numerals version 1: 2 of 2 copies are ready" in pushed.stdout, pushed.stderr
+    assert mesh.penstock("infer", "numerals", "--image", image).returncode == 0
+    assert "is unloaded" in mesh.penstock("models", "unload", "numerals").stdout
+    assert mesh.penstock("infer", "numerals", "--image", image).returncode == 1
+    assert "1 of 1 copies are ready" in mesh.penstock("models", "load", "numerals", "--copies", "1").stdout
+    assert mesh.penstock("infer", "numerals", "--image", image).returncode == 0
+    assert mesh.penstock("models", "unload", "numerals").returncode == 0
+
+
+def test_a_model_that_cannot_load_says_why(mesh: RunningMesh, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    description = (ROOT / "cli" / "demo" / "digits" / "model.toml").read_text()
+    (folder / "model.toml").write_text(description.replace('name = "digits"', 'name = "broken"'))
+    (folder / "model.onnx").write_bytes(b"not a model")
+    pushed = mesh.penstock("models", "push", str(folder))
+    assert pushed.returncode == 1
+    assert "did not load on 2 of 2 workers" in pushed.stderr
+    assert mesh.penstock("models", "unload", "broken").returncode == 0
 
 
 def test_a_key_is_created_used_and_revoked(mesh: RunningMesh) -> None:

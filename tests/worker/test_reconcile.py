@@ -334,3 +334,33 @@ async def test_leaving_breaks_loads_off_and_keeps_what_answers(world: World) -> 
         assert world.states == {"a:1": S.READY, "b:1": S.LOADING}
     assert world.states == {"a:1": S.READY}
     assert set(world.answering) == {("a", "1")}
+
+
+async def test_a_bug_in_the_loop_ends_nothing_and_orders_are_followed_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ValueError("a bug")
+
+    world.gates["b"] = asyncio.Event()
+    async with running(world):
+        await world.order("a-1", "b-1")
+        assert world.states == {"a:1": S.READY, "b:1": S.LOADING}
+        with monkeypatch.context() as patch:
+            patch.setattr("worker.reconcile.plan", broken)
+            await world.order("a-1", "b-1", "c-1")
+            await world.clock.advance(5)
+            assert world.states == {"a:1": S.READY}
+        world.gates["b"].set()
+        await world.clock.advance(5)
+        assert world.states == {"a:1": S.READY, "b:1": S.READY, "c:1": S.READY}
+        assert world.events[0] == "+a:1"
+        assert "-a:1" not in world.events
+
+
+async def test_an_unload_that_was_begun_is_finished_when_the_loop_ends(world: World) -> None:
+    async with running(world):
+        await world.order("a-1")
+        await world.order()
+        assert world.states == {"a:1": S.DRAINING}
+    assert (world.states, world.answering, world.folders) == ({}, {}, set())
