@@ -191,16 +191,17 @@ class Batcher:
         self._wake_at_s = None
         self._start()
 
-    def _start(self) -> None:
+    def _start(self, *, alone_here: bool = True) -> None:
         """Give the idle engine its next execution, or have it wake us when one is due."""
         if self._running or not self._queue.requests:
             return
         now_s = self._clock_ns() * 1e-9
+        alone = alone_here and self._queue.requests == 1
         batch = self._queue.take(now_s)
         if batch:
             self._wake_at_s = None
             self._running = batch
-            if self._pace is not None and self._pace.is_short(sum(waiting.rows for waiting in batch)):
+            if alone and self._pace is not None and self._pace.is_short(batch[0].rows):
                 self._run_here(batch)
             else:
                 self._lane.submit(partial(self._execute, batch), self._finished)
@@ -209,7 +210,7 @@ class Batcher:
             self._lane.wake_after(max(0.0, due_s - now_s), self._wake)
 
     def _run_here(self, batch: Sequence[Waiting[Job]]) -> None:
-        """A short execution, on the loop; what gathers meanwhile comes after a turn for everybody else."""
+        """A short execution for a request that is alone, on the loop."""
         executed, error = None, None
         try:
             executed = self._execute(batch)
@@ -217,16 +218,11 @@ class Batcher:
             error = raised
         self._running = ()
         self._settle(batch, executed, error)
-        if self._queue.requests:
-            self._soon()
 
     def _finished(self, executed: Executed | None, error: BaseException | None) -> None:
         """Back from the lane: the next execution first, then the answers, so that the engine does not wait for them."""
         batch, self._running = self._running, ()
-        if self._pace is not None and self._pace.is_short(1):
-            self._soon()
-        else:
-            self._start()
+        self._start(alone_here=False)
         self._settle(batch, executed, error)
 
     def _settle(self, batch: Sequence[Waiting[Job]], executed: Executed | None, error: BaseException | None) -> None:
