@@ -9,7 +9,6 @@ from functools import partial
 
 import prometheus_client
 import structlog
-from pydantic_settings import CliApp
 from xds import discovery_pb2_grpc
 
 from gateway.config import GatewaySettings
@@ -23,8 +22,9 @@ from gateway.openai.servicer import OpenAIServicer
 from gateway.xds.holder import SnapshotHolder
 from gateway.xds.servicer import SERVICE as DISCOVERY
 from gateway.xds.servicer import DiscoveryServicer
+from runtime.config import read_settings
 from runtime.identity import load_identity
-from runtime.process import announce, run_service
+from runtime.process import announce, run_service, started
 from runtime.serving import Listen, PublicTls, Register, ServerLimits, serving
 from runtime.telemetry import configure_logging, configure_tracing, start_metrics_endpoint
 
@@ -78,7 +78,7 @@ def run(settings: GatewaySettings) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(CliApp.run(GatewaySettings, cli_args=list(sys.argv[1:] if argv is None else argv)))
+    return started(lambda: run(read_settings(GatewaySettings, argv)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class Auth(enum.Enum):
 class GatewaySettings(ServiceSettings):
     """What the gateway needs to know beyond what every service does. `port` is for Envoy, `edge_port` for applications."""
 
-    model_config = SettingsConfigDict(cli_kebab_case=True, cli_prog_name="python -m gateway")
+    model_config = SettingsConfigDict(cli_kebab_case=True, cli_prog_name="penstock gateway")
 
     edge_host: str = Field(default="127.0.0.1", description="address on which applications reach the gateway's own gRPC")
     edge_port: Port = Field(default=8001, description="gRPC port for applications; 0 picks a free one")

@@ -29,7 +29,7 @@ _FAILED_WAIT_S = 1.0
 _SHED_RETRY_S = 0.25
 
 
-class ModelUnknown(PenstockError, code=Code.NOT_FOUND, reason="MODEL_UNKNOWN"):
+class ModelUnknown(PenstockError, code=Code.NOT_FOUND, reason="MODEL_UNSERVED"):
     """No worker holds this model and nobody wants one to. The sentence is Triton's: clients match on it."""
 
 

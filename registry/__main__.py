@@ -9,7 +9,6 @@ from contextlib import closing
 from functools import partial
 
 import structlog
-from pydantic_settings import CliApp
 
 from registry.bootstrap import bootstrap
 from registry.changes import KeyChanges
@@ -22,9 +21,10 @@ from registry.sql_accounts import SqlAccountStore
 from registry.sql_models import SqlModelStore
 from registry.transfers import TransferLimits
 from runtime.clock import SystemClock
+from runtime.config import read_settings
 from runtime.identity import load_identity
 from runtime.manifests import read_trusted_signers
-from runtime.process import announce, run_service
+from runtime.process import announce, run_service, started
 from runtime.serving import Listen, Register, ServerLimits, serving
 from runtime.telemetry import configure_logging, configure_tracing, start_metrics_endpoint
 
@@ -66,7 +66,7 @@ def run(settings: RegistrySettings) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(CliApp.run(RegistrySettings, cli_args=list(sys.argv[1:] if argv is None else argv)))
+    return started(lambda: run(read_settings(RegistrySettings, argv)))
 
 
 if __name__ == "__main__":

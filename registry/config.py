@@ -13,7 +13,7 @@ from runtime.config import ServiceSettings
 class RegistrySettings(ServiceSettings):
     """What the registry needs to know beyond what every service does."""
 
-    model_config = SettingsConfigDict(cli_kebab_case=True, cli_prog_name="python -m registry")
+    model_config = SettingsConfigDict(cli_kebab_case=True, cli_prog_name="penstock registry")
 
     database: str = Field(repr=False, description="path of an SQLite file, or a URL such as postgresql://user@host/name")
     objects_dir: Path = Field(description="folder for the files of models")

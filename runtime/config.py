@@ -5,11 +5,15 @@ Owns the common fields. Each service's `config.py` adds its own by subclassing. 
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+
+from runtime.errors import InvalidArgument
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -32,3 +36,23 @@ class ServiceSettings(BaseSettings):
     ready_file: Path | None = Field(
         default=None, description="JSON of the bound ports is written here once this process answers"
     )
+
+
+S = TypeVar("S", bound=ServiceSettings)
+
+
+def read_settings(kind: type[S], argv: Sequence[str] | None) -> S:
+    """The settings from these words (none: the process's own), the environment and the defaults. Raises InvalidArgument."""
+    try:
+        return CliApp.run(kind, cli_args=list(sys.argv[1:] if argv is None else argv))
+    except ValidationError as error:
+        faults = [f"--{_option(fault['loc'])}: {_sentence(fault['msg'])}" for fault in error.errors(include_url=False)]
+        raise InvalidArgument(f"{'; '.join(faults)}. --help lists the settings") from None
+
+
+def _option(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location).replace("_", "-") or "settings"
+
+
+def _sentence(message: str) -> str:
+    return "is needed" if message == "Field required" else message[:1].lower() + message[1:]

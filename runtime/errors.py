@@ -45,7 +45,7 @@ class PenstockError(Exception):
     def __init_subclass__(cls, *, code: Code, reason: str) -> None:
         super().__init_subclass__()
         known = PenstockError._by_reason.get(reason)
-        if known is not None and known.__qualname__ != cls.__qualname__:
+        if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(f"reason {reason} is taken by {known.__qualname__}")
         cls.code, cls.reason = code, reason
         PenstockError._by_reason[reason] = cls

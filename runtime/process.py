@@ -30,6 +30,15 @@ def run_service(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     return status
 
 
+def started(start: Callable[[], int]) -> int:
+    """The exit status of a service; where its settings are wrong, one clear line and 2."""
+    try:
+        return start()
+    except PenstockError as error:
+        sys.stderr.write(f"penstock: {error.message}\n")
+        return 2
+
+
 def announce(ready_file: Path | None, **ports: int | None) -> None:
     """Tell whoever started this process that it answers, and on which ports: a JSON object, written whole or not at all."""
     if ready_file is None:

@@ -12,14 +12,14 @@ from functools import partial
 import prometheus_client
 import structlog
 from penstock.scheduler.v1 import scheduler_pb2_grpc
-from pydantic_settings import CliApp
 
 from runtime.clock import SystemClock
+from runtime.config import read_settings
 from runtime.etcd import EtcdStore
 from runtime.etcd_members import EtcdSettings
 from runtime.identity import load_identity
 from runtime.ids import Region
-from runtime.process import announce, run_service
+from runtime.process import announce, run_service, started
 from runtime.records import RecordVerifier
 from runtime.serving import Listen, serving
 from runtime.telemetry import configure_logging, configure_tracing, start_metrics_endpoint
@@ -70,7 +70,7 @@ def run(settings: SchedulerSettings) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(CliApp.run(SchedulerSettings, cli_args=list(sys.argv[1:] if argv is None else argv)))
+    return started(lambda: run(read_settings(SchedulerSettings, argv)))
 
 
 if __name__ == "__main__":

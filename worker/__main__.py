@@ -10,11 +10,11 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 import structlog
-from pydantic_settings import CliApp
 
+from runtime.config import read_settings
 from runtime.identity import load_identity
 from runtime.ids import WorkerId
-from runtime.process import announce, run_service
+from runtime.process import announce, run_service, started
 from runtime.telemetry import configure_logging, configure_tracing
 from worker.config import WorkerSettings
 from worker.execution import Execution
@@ -57,7 +57,7 @@ def run(settings: WorkerSettings) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run(CliApp.run(WorkerSettings, cli_args=list(sys.argv[1:] if argv is None else argv)))
+    return started(lambda: run(read_settings(WorkerSettings, argv)))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ from worker.lane import Lane
 from worker.pace import Pace
 from worker.statistics import CopyStatistics, Failure, Timing
 
+import os
+DIRECT='DIRECT' in os.environ
 _log = structlog.get_logger("penstock.batcher")
 
 
@@ -173,7 +175,10 @@ class Batcher:
             self._failed(Failure.REJECTED, arrived_ns)
             raise
         if not self._running:
-            self._soon()
+            if DIRECT:
+                self._start()
+            else:
+                self._soon()
         if expires_s is not None:
             self._watch(expires_s)
         return waiting

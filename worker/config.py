@@ -18,7 +18,7 @@ def _cache_dir() -> Path:
 class WorkerSettings(ServiceSettings):
     """What a worker needs to know beyond what every service does."""
 
-    model_config = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags=True, cli_prog_name="python -m worker")
+    model_config = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags=True, cli_prog_name="penstock worker")
 
     identity_dir: Path | None = Field(  # type: ignore[assignment]  # a standalone worker needs none
         default=None, description="folder with this node's keys and certificate; needed unless standalone"

@@ -30,8 +30,8 @@ class Running:
         self.mesh, self.etcd, self._folder = Mesh(folder, SystemClock()), etcd, folder
         self.ready = folder / "ready.json"
         self.mesh.node("scheduler", Role.SCHEDULER)
-        command = [sys.executable, "-m", "scheduler", "--identity_dir", str(folder / "scheduler")]
-        command += ["--etcd_endpoints", etcd.endpoint, "--ready_file", str(self.ready), "--region", HERE, "--metrics_port", "0"]
+        command = [sys.executable, "-m", "scheduler", "--identity-dir", str(folder / "scheduler")]
+        command += ["--etcd-endpoints", etcd.endpoint, "--ready-file", str(self.ready), "--region", HERE, "--metrics-port", "0"]
         path = os.pathsep.join(entry for entry in sys.path if entry)
         with (folder / "scheduler.log").open("wb") as log:
             self.process = subprocess.Popen(command, stderr=log, env={**os.environ, "PYTHONPATH": path})
