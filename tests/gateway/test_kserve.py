@@ -204,7 +204,7 @@ async def test_the_deadline_and_priority_travel_to_the_worker(gateway: GatewayUn
     seen = next(context for link in gateway.links.values() for context in link.seen)
     assert seen.priority == 3
     assert seen.deadline_s is not None
-    assert 5 < seen.deadline_s - asyncio.get_running_loop().time() <= 7
+    assert 5 < seen.deadline_s - asyncio.get_running_loop().time() < 8  # the loop remembers the time of its last turn
 
 
 async def test_metadata_is_asked_once_for_a_digest_and_names_the_ready_versions(gateway: GatewayUnderTest) -> None:

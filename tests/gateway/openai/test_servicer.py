@@ -255,7 +255,7 @@ async def test_deadlines_travel(service: Served) -> None:
         pass
     deadline_s = service.mesh.router.calls[0].deadline_s
     assert deadline_s is not None
-    assert 25 < deadline_s - asyncio.get_running_loop().time() <= 30
+    assert 25 < deadline_s - asyncio.get_running_loop().time() < 31  # the loop remembers the time of its last turn
 
 
 async def test_embeddings_in_batches_of_the_model(service: Served) -> None:
