@@ -12,7 +12,7 @@ import structlog
 from xds import discovery_pb2_grpc
 
 from gateway.config import GatewaySettings
-from gateway.edge import publish_edge
+from gateway.edge import public_tls, publish_edge
 from gateway.kserve.servicer import SERVICE as KSERVE
 from gateway.kserve.servicer import KServeServicer
 from gateway.mesh import Mesh, joined
@@ -25,7 +25,7 @@ from gateway.xds.servicer import DiscoveryServicer
 from runtime.config import read_settings
 from runtime.identity import load_identity
 from runtime.process import announce, run_service, started
-from runtime.serving import Listen, PublicTls, Register, ServerLimits, serving
+from runtime.serving import Listen, Register, ServerLimits, serving
 from runtime.telemetry import configure_logging, configure_tracing, start_metrics_endpoint
 
 
@@ -35,7 +35,7 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
     interceptors = configure_tracing("gateway", settings.otlp_endpoint)
     identity, metrics = load_identity(settings.identity_dir), GatewayMetrics(prometheus_client.REGISTRY)
     listens = [
-        Listen(settings.edge_host, settings.edge_port, public_tls=_public_tls(settings)),
+        Listen(settings.edge_host, settings.edge_port, public_tls=public_tls(settings)),
         Listen(settings.host, settings.port, identity),
     ]
     limits = ServerLimits(message_bytes=settings.max_message_bytes, concurrent_rpcs=settings.max_concurrent_rpcs)
@@ -46,30 +46,21 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
             listens, registers, services, interceptors=interceptors, limits=limits, drain_grace_s=settings.drain_grace_s
         )
         async with server as running:
-            edge_port, port = running.ports
-            publish_edge(holder, settings, port)
-            metrics_port = settings.metrics_port
-            if metrics_port is not None:
-                metrics_port = start_metrics_endpoint(settings.host, metrics_port)
-            structlog.get_logger("penstock.gateway").info("serving", port=port, edge_port=edge_port, metrics_port=metrics_port)
-            announce(settings.ready_file, port=port, edge_port=edge_port, metrics_port=metrics_port)
+            publish_edge(holder, settings, port := running.ports[1])
+            metrics_port = (
+                None if settings.metrics_port is None else start_metrics_endpoint(settings.host, settings.metrics_port)
+            )
+            structlog.get_logger("penstock.gateway").info(
+                "serving", port=port, edge_port=running.ports[0], metrics_port=metrics_port
+            )
+            announce(settings.ready_file, port=port, edge_port=running.ports[0], metrics_port=metrics_port)
             await stop.wait()
 
 
 def _registers(settings: GatewaySettings, mesh: Mesh, discovery: DiscoveryServicer) -> tuple[list[Register], list[str]]:
     kserve = KServeServicer(mesh, strict_readiness=settings.strict_readiness, stream_in_flight=settings.stream_in_flight)
-    registers: list[Register] = [
-        kserve.register,
-        OpenAIServicer(mesh).register,
-        partial(discovery_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server, discovery),
-    ]
-    return registers, [KSERVE, OPENAI, DISCOVERY]
-
-
-def _public_tls(settings: GatewaySettings) -> PublicTls | None:
-    if settings.edge_certificate is None or settings.edge_key is None:
-        return None
-    return PublicTls(settings.edge_certificate.read_bytes(), settings.edge_key.read_bytes())
+    ads = partial(discovery_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server, discovery)
+    return [kserve.register, OpenAIServicer(mesh).register, ads], [KSERVE, OPENAI, DISCOVERY]
 
 
 def run(settings: GatewaySettings) -> int:

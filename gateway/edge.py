@@ -1,4 +1,4 @@
-"""What Envoy is told of this gateway: one listener, and this process behind it.
+"""What applications meet: the edge port's certificate, and what Envoy is told of this gateway.
 
 Composes `gateway.xds` from the settings. Never sees a request.
 """
@@ -14,6 +14,7 @@ from gateway.xds.resources import edge_snapshot
 from gateway.xds.types import Edge, EdgeLimits, Endpoint
 from runtime.errors import FailedPrecondition
 from runtime.identity import TlsFiles
+from runtime.serving import PublicTls
 
 
 def publish_edge(holder: SnapshotHolder, settings: GatewaySettings, port: int) -> None:
@@ -34,6 +35,16 @@ def publish_edge(holder: SnapshotHolder, settings: GatewaySettings, port: int) -
         limits=EdgeLimits(body_bytes=settings.max_message_bytes),
     )
     holder.publish(edge_snapshot(edge, [_own_endpoint(settings, port)]))
+
+
+def public_tls(settings: GatewaySettings) -> PublicTls | None:
+    """What the edge port shows to applications; None: it speaks plaintext. Raises FailedPrecondition."""
+    certificate, key = settings.edge_certificate, settings.edge_key
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise FailedPrecondition("--edge-certificate and --edge-key go together: one of them was given")
+    return PublicTls(certificate.read_bytes(), key.read_bytes())
 
 
 def _own_endpoint(settings: GatewaySettings, port: int) -> Endpoint:

@@ -20,11 +20,8 @@ from runtime.errors import Code, DeadlineExceeded, PenstockError, Unavailable
 from worker.batching import DEFAULT_PRIORITY, BatchPolicy, BatchQueue, QueueFull, Waiting
 from worker.engine import Array, EngineFailed, TensorEngine
 from worker.lane import Lane
-from worker.pace import Pace
 from worker.statistics import CopyStatistics, Failure, Timing
 
-import os
-DIRECT='DIRECT' in os.environ
 _log = structlog.get_logger("penstock.batcher")
 
 
@@ -52,8 +49,8 @@ class Executed:
     """What the engine's thread gives back: per request its outputs or its error, per execution its size and timing."""
 
     answers: list[Sequence[Array] | Exception] = field(default_factory=list)
-    executions: list[tuple[int, int, Timing, int]] = field(default_factory=list)
-    """Rows, requests, timing, nanoseconds of the thread's CPU."""
+    executions: list[tuple[int, int, Timing]] = field(default_factory=list)
+    """Rows, requests, timing."""
 
 
 class Batcher:
@@ -67,17 +64,14 @@ class Batcher:
         statistics: CopyStatistics,
         *,
         batched: bool = True,
-        pace: Pace | None = None,
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """Without a pace, every execution runs on the lane."""
         self._policy = policy
         self._queue: BatchQueue[Job] = BatchQueue(policy)
         self._engine = engine
         self._lane = lane
         self._statistics = statistics
         self._batched = batched
-        self._pace = pace
         self._clock_ns = clock_ns
         self._loop = asyncio.get_running_loop()
         self._running: Sequence[Waiting[Job]] = ()
@@ -175,10 +169,7 @@ class Batcher:
             self._failed(Failure.REJECTED, arrived_ns)
             raise
         if not self._running:
-            if DIRECT:
-                self._start()
-            else:
-                self._soon()
+            self._soon()
         if expires_s is not None:
             self._watch(expires_s)
         return waiting
@@ -196,49 +187,30 @@ class Batcher:
         self._wake_at_s = None
         self._start()
 
-    def _start(self, *, alone_here: bool = True) -> None:
+    def _start(self) -> None:
         """Give the idle engine its next execution, or have it wake us when one is due."""
         if self._running or not self._queue.requests:
             return
         now_s = self._clock_ns() * 1e-9
-        alone = alone_here and self._queue.requests == 1
         batch = self._queue.take(now_s)
         if batch:
             self._wake_at_s = None
             self._running = batch
-            if alone and self._pace is not None and self._pace.is_short(batch[0].rows):
-                self._run_here(batch)
-            else:
-                self._lane.submit(partial(self._execute, batch), self._finished)
+            self._lane.submit(partial(self._execute, batch), self._finished)
         elif (due_s := self._queue.due_s()) is not None and due_s != self._wake_at_s:
             self._wake_at_s = due_s
             self._lane.wake_after(max(0.0, due_s - now_s), self._wake)
 
-    def _run_here(self, batch: Sequence[Waiting[Job]]) -> None:
-        """A short execution for a request that is alone, on the loop."""
-        executed, error = None, None
-        try:
-            executed = self._execute(batch)
-        except Exception as raised:
-            error = raised
-        self._running = ()
-        self._settle(batch, executed, error)
-
     def _finished(self, executed: Executed | None, error: BaseException | None) -> None:
         """Back from the lane: the next execution first, then the answers, so that the engine does not wait for them."""
         batch, self._running = self._running, ()
-        self._start(alone_here=False)
-        self._settle(batch, executed, error)
-
-    def _settle(self, batch: Sequence[Waiting[Job]], executed: Executed | None, error: BaseException | None) -> None:
+        self._start()
         if executed is None:
             _log.error("execution_failed", exc_info=error)
             executed = Executed([EngineFailed("the engine failed; the worker's log has the reason")] * len(batch))
         wall_ms = int(time.time() * 1000)
-        for rows, requests, timing, cpu_ns in executed.executions:
+        for rows, requests, timing in executed.executions:
             self._statistics.executed(rows, requests, timing, wall_ms=wall_ms)
-            if self._pace is not None:
-                self._pace.observe(rows, cpu_ns)
         queued = self._statistics.queue
         for waiting, answer in zip(batch, executed.answers, strict=True):
             job = waiting.work
@@ -261,7 +233,7 @@ class Batcher:
         return executed
 
     def _execute_as_one(self, batch: Sequence[Waiting[Job]], executed: Executed) -> None:
-        begun_ns, begun_cpu_ns = self._clock_ns(), time.thread_time_ns()
+        begun_ns = self._clock_ns()
         for waiting in batch:
             waiting.work.started_ns = begun_ns
         rows = sum(waiting.rows for waiting in batch)
@@ -275,7 +247,7 @@ class Batcher:
             executed.answers.extend([error] * len(batch))
             return
         timing = Timing(gathered_ns - begun_ns, ran_ns - gathered_ns, self._clock_ns() - ran_ns)
-        executed.executions.append((rows, len(batch), timing, time.thread_time_ns() - begun_cpu_ns))
+        executed.executions.append((rows, len(batch), timing))
 
     def _watch(self, expires_s: float) -> None:
         """One timer for all: it fires at the earliest expiry seen, and is set again for the next."""

@@ -21,9 +21,6 @@ from worker.engines import open_engine
 from worker.generation import DEFAULT_RUNNING, Generations
 from worker.kserve import RequestCodec
 from worker.lane import ThreadLane
-from worker.pace import Pace
-import os
-INLINE=int(os.environ.get('INLINE','250'))*1000
 from worker.statistics import CopyStatistics, Failure
 from worker.tensors import zeros
 from worker.types import CallContext, ModelSpec
@@ -46,7 +43,6 @@ class TensorModel:
             lane,
             self.statistics,
             batched=spec.max_batch_size > 0,
-            pace=Pace(INLINE) if engine.on_cpu and INLINE else None,
         )
 
     @property

@@ -36,9 +36,6 @@ class TensorEngine(Protocol):
     utf8_bytes: bool
     """Elements of BYTES inputs have to be UTF-8."""
 
-    on_cpu: bool
-    """It computes on this machine's own cores, so that the time it takes is the CPU's."""
-
     def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
         """One execution. Outputs stand in the order of the spec; BF16 is uint16 bits, BYTES are object arrays of bytes.
 

@@ -84,7 +84,6 @@ class DoublingEngine:
     """Gives every value twice itself, and remembers what it was given."""
 
     utf8_bytes = False
-    on_cpu = False
 
     def __init__(self) -> None:
         self.batches: list[Array] = []

@@ -53,7 +53,6 @@ class OnnxEngine:
     def __init__(self, spec: ModelSpec, session: Any, runtime: Any) -> None:
         self._session: Any = session
         self._runtime = runtime
-        self.on_cpu = spec.parameters.get("device", "cpu") == "cpu"
         self._outputs = [output.name for output in spec.outputs]
         self._strings = [tensor.name for tensor in spec.inputs if tensor.datatype == "BYTES"]
         self._bfloats = [tensor.name for tensor in spec.inputs if tensor.datatype == "BF16"]
