@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -147,6 +148,9 @@ def _groups() -> None:
 def _service(name: str) -> Callable[[Sequence[str]], int]:
     import importlib
 
+    from runtime.grpc_core import tune
+
+    tune(os.environ)
     main_of: Callable[[Sequence[str]], int] = importlib.import_module(f"{name}.__main__").main
     return main_of
 

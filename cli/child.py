@@ -111,7 +111,7 @@ class Child:
             self.spec.ready_file.unlink(missing_ok=True)
         self._change(ChildState.STARTING, "starting")
         guarded = (sys.executable, "-I", "-S", str(GUARD), str(os.getpid()), *self.spec.command)
-        environment = {**os.environ, **self.spec.environment}
+        environment = {**self.spec.environment, **os.environ}  # what the operator set wins
         self.trim_log()
         with _opened_log(self.log_file) as log:
             self._process = await asyncio.create_subprocess_exec(

@@ -26,9 +26,20 @@ async def publish_demos(profile: Profile, operator: NodeIdentity, copies: int, s
         fleet = scheduler_pb2_grpc.FleetServiceStub(scheduler)
         for name in NAMES:
             published = await publish_folder(registry, operator.signing_key, FOLDER / name)
-            known = await fleet.ListPlacements(scheduler_pb2.ListPlacementsRequest(), wait_for_ready=True)
+            known = await _placements(fleet)
             if not any(placement.model == name for placement in known.placements):
                 await place(scheduler, published, copies)
+
+
+async def _placements(fleet: scheduler_pb2_grpc.FleetServiceStub) -> scheduler_pb2.ListPlacementsResponse:
+    """What is wished for, as soon as the scheduler knows: it says UNAVAILABLE until it has seen etcd."""
+    while True:
+        try:
+            return await fleet.ListPlacements(scheduler_pb2.ListPlacementsRequest(), wait_for_ready=True)
+        except grpc.aio.AioRpcError as failure:
+            if failure.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+        await asyncio.sleep(_POLL_S)
 
 
 async def wait_until_ready(profile: Profile, say: Callable[[str], None]) -> None:

@@ -16,6 +16,7 @@ from cli.child import ChildSpec
 from cli.ports import claim, free_ports
 from cli.profile import Profile
 from runtime.errors import Code, PenstockError
+from runtime.grpc_core import tune
 from runtime.identity import Authority, NodeIdentity, Role
 
 
@@ -132,6 +133,7 @@ class _Words:
         words = [f"--{key.replace('_', '-')}={value}" for key, value in {**common, **settings}.items()]
         # Threads of numeric libraries that a process does not ask for cost start-up time and CPU on small machines.
         environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        tune(environment)
         return ChildSpec(
             name, (sys.executable, "-m", name.partition("-")[0], *words), ready_file=ready_file, environment=environment
         )
