@@ -56,17 +56,10 @@ class TableInference:
             self._in_flight -= 1
 
     async def stream_infer(self, model: str, version: str, payload: bytes, call: CallContext) -> AsyncGenerator[bytes, None]:
-        """inference.ModelInferRequest → inference.ModelStreamInferResponse …; its own failure is the last message."""
-        message = grpc_service_pb2.ModelStreamInferResponse()
-        try:
-            request = parse(payload)
-            message.infer_response.id = request.id
-            async with aclosing(self.stream(model, version, request, call)) as responses:
-                async for response in responses:
-                    yield grpc_service_pb2.ModelStreamInferResponse(infer_response=response).SerializeToString()
-        except PenstockError as error:
-            message.error_message = error.message
-            yield message.SerializeToString()
+        """inference.ModelInferRequest → inference.ModelStreamInferResponse … Raises what stops it, with its code."""
+        async with aclosing(self.stream(model, version, parse(payload), call)) as responses:
+            async for response in responses:
+                yield grpc_service_pb2.ModelStreamInferResponse(infer_response=response).SerializeToString()
 
     async def stream(
         self, model: str, version: str, request: grpc_service_pb2.ModelInferRequest, call: CallContext

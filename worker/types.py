@@ -102,7 +102,7 @@ class Inference(Protocol):
         ...
 
     def stream_infer(self, model: str, version: str, payload: bytes, call: CallContext) -> AsyncIterator[bytes]:
-        """inference.ModelInferRequest → inference.ModelStreamInferResponse …; a request's own failure is its last message."""
+        """inference.ModelInferRequest → inference.ModelStreamInferResponse … Raises what stops it."""
         ...
 
     def generate(self, model: str, version: str, payload: bytes, call: CallContext) -> AsyncIterator[bytes]:

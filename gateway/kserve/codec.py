@@ -29,13 +29,6 @@ def stream_error(message: str, request_id: str) -> bytes:
     return answer.SerializeToString()
 
 
-def error_in(answer: bytes) -> str:
-    """The error message of a ModelStreamInferResponse, or nothing."""
-    if not answer or answer[0] != _ERROR_TAG:  # fields are written in order, and this is the first
-        return ""
-    return kserve.ModelStreamInferResponse.FromString(answer).error_message
-
-
 def model_index(
     published: Iterable[PublishedVersion], copies: Iterable[Copy]
 ) -> list[kserve.RepositoryIndexResponse.ModelIndex]:

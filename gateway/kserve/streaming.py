@@ -16,13 +16,13 @@ import grpc.aio
 
 from gateway.callers import Caller, Callers, Context
 from gateway.fleet import Fleet
-from gateway.kserve.codec import error_in, stream_error
+from gateway.kserve.codec import stream_error
 from gateway.links.types import Method
 from gateway.metrics import GatewayMetrics
 from gateway.routing import Router
 from gateway.wire import RequestHead, head_of
 from placement.types import Request
-from runtime.errors import InvalidArgument, PenstockError
+from runtime.errors import PenstockError
 from runtime.ids import ModelName, ModelVersion
 from runtime.status import translated
 
@@ -97,8 +97,6 @@ class InferenceStream:
         try:
             async with aclosing(self._router.stream(Method.STREAM_INFER, request, payload, call)) as answers:
                 async for answer in answers:
-                    if self._as_status and (message := error_in(answer)):
-                        raise InvalidArgument(message)
                     await self._write(answer, before)
             self._metrics.answered(METHOD, head.model, perf_counter() - started_s)
         except (asyncio.CancelledError, grpc.aio.BaseError):

@@ -145,6 +145,22 @@ class Sync:
         assert text == "12 + 34 = 46", text
         self.client.stop_stream()
 
+    def stream_with_real_statuses(self) -> None:
+        answers: queue.Queue[tuple[Any, Any]] = queue.Queue()
+        headers = {**HEADERS, "triton_grpc_error": "true"}
+        client = triton.InferenceServerClient(ADDRESS)
+        client.start_stream(lambda result, error: answers.put((result, error)), headers=headers)
+        client.async_stream_infer("digits", image(np.zeros((1, 1, 9, 9), np.float32)))
+        _, error = answers.get(timeout=20)
+        assert error.status() == "StatusCode.INVALID_ARGUMENT", error
+        client.stop_stream()
+        client.start_stream(lambda result, error: answers.put((result, error)), headers=headers)
+        client.async_stream_infer("nothing", image())
+        _, error = answers.get(timeout=20)
+        assert error.status() == "StatusCode.NOT_FOUND", error
+        client.stop_stream()
+        client.close()
+
     def statistics(self) -> None:
         before = self.client.get_inference_statistics("digits", headers=HEADERS).model_stats
         for _ in range(5):
