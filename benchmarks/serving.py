@@ -127,9 +127,11 @@ def tree_cpu_s(pid: int) -> float:
     return total
 
 
-def measure(target: Target, payload: bytes, in_flight: int, duration_s: float, round_number: int) -> Sample:
+def measure(
+    target: Target, payload: bytes, in_flight: int, duration_s: float, round_number: int, rate_per_s: float = 0.0
+) -> Sample:
     command = [sys.executable, "-m", "benchmarks.load", "--address", target.address, "--key", target.key]
-    command += ["--in-flight", str(in_flight), "--duration-s", str(duration_s)]
+    command += ["--in-flight", str(in_flight), "--rate-per-s", str(rate_per_s), "--duration-s", str(duration_s)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "gen")))}
     before_s = tree_cpu_s(target.pid)
     done = subprocess.run(command, input=base64.b64encode(payload), capture_output=True, check=True, env=environment, cwd=ROOT)
@@ -182,6 +184,21 @@ def table(samples: list[Sample]) -> Table:
     return printed
 
 
+def added_latency(samples: list[Sample], open_samples: list[Sample], rate_per_s: float) -> Table:
+    """What the mesh adds at half of its own load, requests arriving at random."""
+    printed = Table(title=f"open load of {rate_per_s:.0f} requests/s, half of what the mesh answers", caption=machine())
+    for heading in ("server", "p50 ms", "p99 ms", "p50 added", "p99 added", "failed"):
+        printed.add_column(heading, justify="left" if heading == "server" else "right")
+    medians = {}
+    for target in dict.fromkeys(s.target for s in samples if s.target != "empty"):
+        mine = [s for s in open_samples if s.target == target]
+        medians[target] = (statistics.median(s.p50_ms for s in mine), statistics.median(s.p99_ms for s in mine))
+        added = [f"{value - bare:+.2f}" for value, bare in zip(medians[target], medians["bare"], strict=True)]
+        failed = str(sum(sum(s.failures.values()) for s in mine))
+        printed.add_row(target, *(f"{value:.2f}" for value in medians[target]), *added, failed)
+    return printed
+
+
 def machine() -> str:
     memory_gib = psutil.virtual_memory().total >> 30
     return f"{psutil.cpu_count()} cores, {memory_gib} GiB, Python {platform.python_version()}, load on loopback"
@@ -208,10 +225,18 @@ def main() -> None:
                     for target in targets:
                         samples.append(measure(target, payload, in_flight, arguments.duration_s, round_number))
                         progress.advance(bar)
+        saturated = [s.requests_per_s for s in samples if s.target == "mesh" and s.in_flight == max(arguments.in_flight)]
+        rate_per_s, open_samples = statistics.median(saturated) / 2, list[Sample]()
+        for round_number in range(arguments.rounds):
+            for target in targets:
+                if target.name != "empty":
+                    open_samples.append(measure(target, payload, 0, arguments.duration_s, round_number, rate_per_s))
     console.print(table(samples))
+    console.print(added_latency(samples, open_samples, rate_per_s))
     if arguments.output:
         when = datetime.now(UTC).isoformat(timespec="seconds")
-        content = {"when": when, "machine": machine(), "samples": [asdict(s) for s in samples]}
+        content: dict[str, object] = {"when": when, "machine": machine(), "samples": [asdict(s) for s in samples]}
+        content["open_load"] = {"rate_per_s": rate_per_s, "samples": [asdict(s) for s in open_samples]}
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(content, indent=1))
 
