@@ -52,21 +52,17 @@ def digit_request() -> grpc_service_pb2.ModelInferRequest:
 async def test_a_killed_worker_costs_no_request_leaves_the_fleet_and_comes_back(tmp_path: Path) -> None:
     with running_mesh(tmp_path / "data") as mesh:
         victim = mesh.pid_of("worker-2")
-        # Stopped first: the kernel answers for it, so only the lease can tell that it is gone. Then killed, and not restarted.
         load = Load(mesh)
         loading = asyncio.create_task(load.run(8))
         await _until(lambda: load.outcomes["ok"] > 200)
         os.kill(victim, signal.SIGKILL)
-        killed_s = time.monotonic()
         before = load.outcomes["ok"]
         await _until(lambda: load.outcomes["ok"] > before + 500)
-        await _until(lambda: _ready_copies(mesh) == 2, LEAVES_WITHIN_S + 10)
-        back_s = time.monotonic() - killed_s
+        await _until(lambda: _all_serve(mesh), LEAVES_WITHIN_S + 10)
         load.stop = True
         await asyncio.wait_for(loading, 20)
         assert set(load.outcomes) == {"ok"}, load.outcomes
         assert mesh.pid_of("worker-2") != victim
-        assert back_s < LEAVES_WITHIN_S + 10
 
 
 async def test_a_worker_that_stays_away_leaves_the_fleet_in_time(tmp_path: Path) -> None:
@@ -84,7 +80,7 @@ async def test_a_worker_that_stays_away_leaves_the_fleet_in_time(tmp_path: Path)
             await _until(lambda: load.outcomes["ok"] > before + 100)
         finally:
             os.kill(victim, signal.SIGCONT)
-        await _until(lambda: _ready_copies(mesh) == 2, 30)
+        await _until(lambda: _all_serve(mesh), 30)
         load.stop = True
         await asyncio.wait_for(loading, 30)
         assert left_s < LEAVES_WITHIN_S + 2  # a listing takes a second
@@ -95,8 +91,10 @@ def _models(mesh: RunningMesh) -> str:
     return mesh.penstock("models", "list").stdout
 
 
-def _ready_copies(mesh: RunningMesh) -> int:
-    return mesh.penstock("fleet").stdout.count("digits 1: READY")
+def _all_serve(mesh: RunningMesh) -> bool:
+    """Both copies are ready, and both workers answer at the addresses they tell: a dead one's presence outlives it."""
+    shown = mesh.penstock("fleet").stdout
+    return shown.count("digits 1: READY") == 2 and "no answer" not in shown
 
 
 async def _until(condition: object, timeout_s: float = 30.0) -> None:

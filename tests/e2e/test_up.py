@@ -163,6 +163,7 @@ def test_a_killed_child_comes_back(tmp_path: Path) -> None:
             _until(lambda name=name, before=before: _other_pid(running, name, before))
         _until(lambda: running.penstock("chat", "sums", "12+34").stdout.strip() == "12 + 34 = 46")
         _until(lambda: running.penstock("fleet").stdout.count("digits 1: READY") == 2)
+        _until(lambda: "no answer" not in running.penstock("fleet").stdout)
         assert "ended by SIGKILL" in (running.data.parent / "data.out").read_text()
 
 
