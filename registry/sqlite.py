@@ -5,16 +5,18 @@ The one file that knows SQLite. `database.py` prepares its engine here; other da
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 DRIVER = "sqlite+aiosqlite"
 _BUSY_TIMEOUT_MS = 5_000
+_TURNS = 20
 
 
 def prepare_folder(url: URL) -> None:
@@ -34,11 +36,25 @@ def prepare_engine(engine: AsyncEngine) -> None:
     def set_up(connection: DBAPIConnection, _: Any) -> None:
         connection.isolation_level = None  # the driver begins nothing by itself; `begin` below does
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "foreign_keys=ON", "synchronous=FULL", f"busy_timeout={_BUSY_TIMEOUT_MS}"):
+        for pragma in (f"busy_timeout={_BUSY_TIMEOUT_MS}", "foreign_keys=ON", "synchronous=FULL"):
             cursor.execute(f"PRAGMA {pragma}")
+        _write_ahead(cursor)
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Connection) -> None:
         writes = connection.get_execution_options().get("penstock_writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _write_ahead(cursor: DBAPICursor) -> None:
+    """Readers beside a writer. Two who turn a new file to it at once fail at once, whatever the busy timeout; one wins."""
+    for attempt in range(1, _TURNS + 1):
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError:
+            if attempt == _TURNS:
+                raise
+            cursor.execute("BEGIN IMMEDIATE")  # waits, as the timeout says, until the other is done
+            cursor.execute("COMMIT")
