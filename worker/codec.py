@@ -1,64 +1,18 @@
-"""Manifests and generation messages, to and from the worker's own nouns. Tensors have a codec of their own, `kserve.py`."""
+"""Generation messages, to and from the worker's own nouns. Tensors have a codec of their own, `kserve.py`."""
 
 from __future__ import annotations
 
 from google.protobuf.message import DecodeError
-from penstock.registry.v1 import models_pb2
 from penstock.worker.v1 import worker_pb2
 
 from runtime.errors import InvalidArgument
-from runtime.ids import Digest, ModelName, ModelVersion
-from worker.datatypes import DATATYPES
-from worker.engine import Finish, Message, ModelRefused, Piece, Sampling, TextRequest
-from worker.types import BatchingSpec, ModelSpec, Task, TensorSpec
+from worker.engine import Finish, Message, Piece, Sampling, TextRequest
 
 _FINISHES = {
     None: worker_pb2.FINISH_REASON_UNSPECIFIED,
     Finish.STOP: worker_pb2.FINISH_REASON_STOP,
     Finish.LENGTH: worker_pb2.FINISH_REASON_LENGTH,
 }
-_TEXT_ENGINES = ("llm",)
-
-
-def spec_of(manifest: models_pb2.Manifest, digest: Digest) -> ModelSpec:
-    """The model as the worker needs it. Raises ModelRefused for a manifest that describes none."""
-    where = f"the manifest of {manifest.model!r} version {manifest.version!r}"
-    if not manifest.model or not manifest.version.isdecimal() or int(manifest.version) < 1:
-        raise ModelRefused(f"{where} needs a name and a positive decimal version")
-    tasks = {task.value: task for task in Task}
-    if manifest.task not in tasks:
-        raise ModelRefused(f"{where} has task {manifest.task!r}; known: {', '.join(sorted(tasks))}")
-    if not manifest.outputs:
-        raise ModelRefused(f"{where} describes no outputs")
-    return ModelSpec(
-        model=ModelName(manifest.model),
-        version=ModelVersion(manifest.version),
-        digest=digest,
-        engine=manifest.engine,
-        task=tasks[manifest.task],
-        max_batch_size=manifest.max_batch_size,
-        inputs=tuple(_tensor(where, tensor) for tensor in manifest.inputs),
-        outputs=tuple(_tensor(where, tensor) for tensor in manifest.outputs),
-        batching=BatchingSpec(
-            max_queue_delay_us=manifest.batching.max_queue_delay_us,
-            preferred_batch_sizes=tuple(manifest.batching.preferred_batch_sizes),
-            max_queue_size=manifest.batching.max_queue_size,
-        ),
-        parameters=dict(manifest.parameters),
-        decoupled=manifest.decoupled or manifest.engine in _TEXT_ENGINES,
-    )
-
-
-def _tensor(where: str, tensor: models_pb2.TensorSpec) -> TensorSpec:
-    if tensor.datatype not in DATATYPES:
-        raise ModelRefused(
-            f"{where} gives tensor {tensor.name!r} datatype {tensor.datatype!r}; known: {', '.join(sorted(DATATYPES))}"
-        )
-    if any(dimension < -1 for dimension in tensor.shape):
-        raise ModelRefused(
-            f"{where} gives tensor {tensor.name!r} shape {list(tensor.shape)}; -1 is the only negative dimension"
-        )
-    return TensorSpec(tensor.name, tensor.datatype, tuple(tensor.shape), tuple(tensor.labels), tensor.optional)
 
 
 def parse_generate(payload: bytes) -> tuple[str, TextRequest]:

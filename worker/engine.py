@@ -1,13 +1,13 @@
 """What the worker asks of an engine. One file in `worker/engines/` per technology implements one of these Protocols.
 
-An engine is called from one thread only, the one of its lane, and may block there. It never sees a request, a queue or the
-loop.
+An engine is called from its lanes' threads, one for each of its slots, and may block there. It never sees a request, a queue or
+the loop. A remote engine is the exception: it is called on the loop and never blocks.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -31,19 +31,37 @@ class ModelRefused(PenstockError, code=Code.FAILED_PRECONDITION, reason="MODEL_R
 
 
 class TensorEngine(Protocol):
-    """An open model that turns tensors into tensors."""
+    """An open model that turns tensors into tensors.
+
+    Has `slots` places where executions may run side by side. One thread serves one slot; different slots may run at once.
+    """
 
     utf8_bytes: bool
     """Elements of BYTES inputs have to be UTF-8."""
+    slots: int
+    """1 for an engine that runs one execution at a time."""
 
-    def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
+    def run(self, inputs: Mapping[str, Array], slot: int = 0) -> Sequence[Array]:
         """One execution. Outputs stand in the order of the spec; BF16 is uint16 bits, BYTES are object arrays of bytes.
 
-        Input arrays may be read-only views of a request's own bytes. Raises EngineFailed.
+        Input arrays may be read-only views of a request's own bytes. Outputs belong to the caller: they are not written to by
+        a later run. Raises EngineFailed, InvalidArgument.
         """
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class StagingEngine(Protocol):
+    """A tensor engine with memory of its own for inputs, such as pinned memory: batches are gathered straight into it."""
+
+    def staging(self, shapes: Mapping[str, tuple[tuple[int, ...], str]], slot: int = 0) -> Mapping[str, Array] | None:
+        """Arrays of exactly these shapes and datatypes (KServe's names) to gather the slot's next execution into.
+
+        They are valid until that slot's next run. None where it has none for them: the batcher then makes its own.
+        """
+        ...
 
 
 class Finish(enum.Enum):
@@ -69,6 +87,9 @@ class Sampling:
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +102,23 @@ class TextRequest:
     """0 = up to the model's limit. Tokens of `resume_token_ids` count."""
     stop: tuple[str, ...] = ()
     resume_token_ids: tuple[int, ...] = ()
+    top_logprobs: int | None = None
+    """None: none are asked for. 0 = of the chosen tokens alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    token_id: int
+    token: bytes
+    """The token's own bytes, which need not be whole characters."""
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    chosen: Logprob
+    top: tuple[Logprob, ...] = ()
+    """Likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +130,8 @@ class Piece:
     finish: Finish | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each of token_ids where they were asked for."""
 
 
 class Generation(Protocol):
@@ -115,3 +155,21 @@ class TextEngine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class RemoteEngine(Protocol):
+    """A model that runs behind somebody else's API. Called on the loop; waits instead of blocking."""
+
+    def generate(self, request: TextRequest, *, deadline_s: float | None = None) -> AsyncGenerator[Piece, None]:
+        """Pieces as they come, the last one with a finish. Closing it ends the call upstream.
+
+        `deadline_s` is on the loop's clock. Raises what the upstream's answer means, as our own classes.
+        """
+        ...
+
+    async def embed(self, texts: Sequence[str], *, deadline_s: float | None = None) -> Array:
+        """float32 [texts, width]."""
+        ...
+
+    async def aclose(self) -> None: ...

@@ -13,12 +13,13 @@ from inference import grpc_service_pb2
 
 from runtime.errors import Code, InvalidArgument, PenstockError, Unimplemented
 from worker.codec import generate_response, parse_generate
+from worker.copies import TextCopy
 from worker.engine import TextRequest
 from worker.kserve import TensorRequest, parse
-from worker.models import ModelTable, TensorModel, TextModel
+from worker.models import ModelTable
 from worker.statistics import Failure
 from worker.text import FINAL, text_request, text_response
-from worker.types import CallContext, Load
+from worker.types import CallContext, Kind, Load
 
 DEFAULT_MAX_IN_FLIGHT = 4096
 
@@ -45,7 +46,7 @@ class TableInference:
         try:
             request = parse(payload)
             loaded = self._table.get(*_wanted(model, version, request))
-            if not isinstance(loaded, TensorModel):
+            if loaded.kind is Kind.TEXT:
                 raise Unimplemented(
                     f"ModelInfer RPC doesn't support models with decoupled transaction policy, as {loaded.spec.model!r} is;"
                     " call ModelStreamInfer"
@@ -67,7 +68,7 @@ class TableInference:
         """The responses to one request of a stream, the last one marked final. Raises what stops it."""
         with self._entered():
             loaded = self._table.get(*_wanted(model, version, request))
-            if isinstance(loaded, TensorModel):
+            if loaded.kind is Kind.TENSORS:
                 response = await loaded.infer(request, call)
                 response.parameters[FINAL].bool_param = True
                 yield response
@@ -83,7 +84,7 @@ class TableInference:
         with self._entered():
             named, request = parse_generate(payload)
             loaded = self._table.get(model or named, version)
-            if not isinstance(loaded, TextModel):
+            if loaded.kind is Kind.TENSORS:
                 raise InvalidArgument(
                     f"model {loaded.spec.model!r} takes tensors and generates no text; call ModelInfer, or another model"
                 )
@@ -115,7 +116,7 @@ def _wanted(model: str, version: str, request: grpc_service_pb2.ModelInferReques
     return request.model_name, version or request.model_version
 
 
-def _text(loaded: TextModel, request: grpc_service_pb2.ModelInferRequest) -> tuple[TensorRequest, TextRequest]:
+def _text(loaded: TextCopy, request: grpc_service_pb2.ModelInferRequest) -> tuple[TensorRequest, TextRequest]:
     try:
         decoded = loaded.codec.decode(request)
         return decoded, text_request(loaded.spec, decoded)

@@ -22,6 +22,7 @@ from worker.tensors import check_utf8, from_raw, from_typed, to_raw
 from worker.types import ModelSpec, TensorSpec
 
 _MAX_DIMENSION = 2**40
+_MAX_SEQUENCE_ID = 128  # characters; Triton's STRING_CORRELATION_ID_MAX_LENGTH_BYTES
 _LAYOUTS, _LAYOUT_BYTES = 256, 1024
 """How many layouts a model remembers, and the largest that it does."""
 
@@ -36,12 +37,23 @@ class RequestedOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceMark:
+    """A request's place in a sequence. The id is a number above 0, or a text that is not empty."""
+
+    sequence_id: int | str
+    start: bool = False
+    end: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Parameters:
     """The request parameters that mean something here; what else was sent is in `custom`."""
 
     priority: int = 0
     timeout_s: float | None = None
     empty_final: bool = False
+    sequence: SequenceMark | None = None
+    """None: the request belongs to no sequence."""
     custom: Mapping[str, bool | int | float | str] | None = None
 
 
@@ -233,6 +245,8 @@ class RequestCodec:
 def parameters_of(parameters: Mapping[str, grpc_service_pb2.InferParameter]) -> Parameters:
     """Reserved parameters by their types; others are the model's own. Raises InvalidArgument."""
     priority, timeout_s, empty_final = 0, None, False
+    sequence_id: int | str = 0
+    start = end = False
     custom: dict[str, bool | int | float | str] = {}
     for key, parameter in parameters.items():
         choice = parameter.WhichOneof("parameter_choice")
@@ -246,15 +260,29 @@ def parameters_of(parameters: Mapping[str, grpc_service_pb2.InferParameter]) -> 
             timeout_s = timeout_us / 1e6 if timeout_us else None
         elif key == "triton_enable_empty_final_response":
             empty_final = bool(_of_type(key, choice, value, "bool_param"))
-        elif key in ("sequence_start", "sequence_end"):
-            _of_type(key, choice, value, "bool_param")
+        elif key == "sequence_start":
+            start = bool(_of_type(key, choice, value, "bool_param"))
+        elif key == "sequence_end":
+            end = bool(_of_type(key, choice, value, "bool_param"))
         elif key == "sequence_id":
-            _of_type(key, choice, value, "int64_param", "uint64_param", "string_param")
+            sequence_id = _sequence_id(key, choice, value)
         elif key.startswith("triton_"):
             raise InvalidArgument(f"parameter {key!r} is not known; names that start with 'triton_' are reserved")
         else:
             custom[key] = value
-    return Parameters(priority, timeout_s, empty_final, custom or None)
+    sequence = SequenceMark(sequence_id, start, end) if sequence_id else None
+    return Parameters(priority, timeout_s, empty_final, sequence, custom or None)
+
+
+def _sequence_id(key: str, choice: str, value: Any) -> int | str:
+    """0 and the empty text stand for none, as with Triton."""
+    if choice == "string_param":
+        if len(value) > _MAX_SEQUENCE_ID:
+            raise InvalidArgument(f"parameter {key!r} has {len(value)} characters; up to {_MAX_SEQUENCE_ID} are taken")
+        return str(value)
+    if choice not in ("int64_param", "uint64_param"):
+        raise InvalidArgument(f"parameter {key!r} is given as {choice}; it is taken as a whole number or a text")
+    return _unsigned(key, choice, value)
 
 
 def _unsigned(key: str, choice: str, value: Any) -> int:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from worker.types import ModelSpec
+
 T = TypeVar("T")
 Done = Callable[[Any, BaseException | None], None]
 
@@ -106,3 +108,7 @@ class ThreadLane:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:  # the loop is closed: nobody is left to tell
             return
+
+
+def thread_name(spec: ModelSpec) -> str:
+    return f"engine-{spec.model}-{spec.version}"

@@ -14,8 +14,8 @@ from penstock.registry.v1 import models_pb2
 
 from runtime.ids import Digest
 from runtime.manifests import ManifestRefused, verify_manifest
-from worker.codec import spec_of
 from worker.engine import ModelRefused
+from worker.spec import spec_of
 from worker.types import ModelSpec
 
 MAX_FILES = 10_000
@@ -50,7 +50,7 @@ def open_manifest(raw: bytes, digest: Digest, trusted_signers: Container[bytes])
             f"manifest {digest} was asked for, and {verified.digest} came; the registry is not to be believed"
         )
     files = tuple(ManifestFile(file.path, Digest(file.sha256), file.size_bytes) for file in verified.manifest.files)
-    spec = spec_of(verified.manifest, digest)
+    spec = spec_of(verified.manifest, digest, signed.ed25519_public_key)
     _check_files(spec, files)
     return Description(spec, files)
 

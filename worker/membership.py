@@ -23,10 +23,11 @@ from runtime.manifests import read_trusted_signers
 from worker.artifacts import Artifacts
 from worker.cache import open_cache
 from worker.config import WorkerSettings
+from worker.copies import open_model
 from worker.front import Ports
 from worker.hardware import DEFAULT_TIERS, read_disk_free_bytes, read_hardware, read_tiers, tiers_of
 from worker.lifecycle import Holdings
-from worker.models import ModelTable, open_model
+from worker.models import ModelTable
 from worker.presence import Presence, PresenceTiming
 from worker.presence_codec import WorkerFacts
 from worker.reconcile import LoadRules, Reconciler

@@ -12,9 +12,7 @@ import structlog
 
 from runtime.errors import AlreadyExists, Code, PenstockError
 from runtime.ids import ModelName, ModelVersion
-from worker.copies import LoadedModel, TensorModel, TextModel, open_model
-
-__all__ = ["LoadedModel", "ModelTable", "TensorModel", "TextModel", "UnknownModel", "open_model"]
+from worker.copies import LoadedModel
 
 _log = structlog.get_logger("penstock.models")
 

@@ -26,10 +26,10 @@ from runtime.errors import Code, PenstockError
 from runtime.ids import Digest, ModelName, ModelVersion
 from runtime.keyvalue import Changes, KeyValueStore, Put, Snapshot, Watch
 from worker.artifacts import Prepared, Progress
+from worker.copies import LoadedModel
 from worker.engine import ModelRefused
 from worker.lifecycle import Copy, CopyKey, Holdings, LifeEvent
 from worker.manifest import Description
-from worker.models import LoadedModel
 from worker.orders import Order, OrdersRefused, parse_orders, plan
 from worker.types import CopyState, ModelSpec
 

@@ -12,10 +12,11 @@ import structlog
 from runtime.errors import FailedPrecondition
 from runtime.ids import Digest
 from runtime.model_folder import complete_manifest, hash_file, read_model_folder
-from worker.codec import spec_of
 from worker.config import WorkerSettings
+from worker.copies import open_model
 from worker.lifecycle import Copy, Holdings, LifeEvent
-from worker.models import ModelTable, open_model
+from worker.models import ModelTable
+from worker.spec import spec_of
 from worker.threads import in_thread
 from worker.types import ModelSpec
 

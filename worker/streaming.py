@@ -19,8 +19,8 @@ from runtime.errors import PenstockError
 from runtime.status import translated
 from worker.inference import TableInference
 from worker.kserve import parse
-from worker.models import ModelTable, TensorModel, UnknownModel
-from worker.types import CallContext
+from worker.models import ModelTable, UnknownModel
+from worker.types import CallContext, Kind
 
 _METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
 _IN_FLIGHT = 128
@@ -101,7 +101,7 @@ class _Stream:
 
     def _ordered(self, request: grpc_service_pb2.ModelInferRequest) -> bool:
         try:
-            return isinstance(self._table.get(request.model_name, request.model_version), TensorModel)
+            return self._table.get(request.model_name, request.model_version).kind is Kind.TENSORS
         except UnknownModel:
             return True
 

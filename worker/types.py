@@ -22,6 +22,13 @@ class Task(enum.Enum):
     EMBEDDING = "embedding"
 
 
+class Kind(enum.Enum):
+    """What an open copy takes and gives."""
+
+    TENSORS = "tensors"
+    TEXT = "text"
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One input or output. `shape` leaves out the batch dimension where the model has one; -1 = variable."""
@@ -33,12 +40,124 @@ class TensorSpec:
     optional: bool = False
 
 
+class TimeoutAction(enum.Enum):
+    """What becomes of a request that waited too long."""
+
+    REJECT = "reject"
+    DELAY = "delay"
+    """It runs when nothing that is in time waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """How one priority's requests wait; Triton's ModelQueuePolicy."""
+
+    timeout_action: TimeoutAction = TimeoutAction.REJECT
+    default_timeout_s: float | None = None
+    allow_timeout_override: bool = True
+    """Whether a request's own timeout counts. It can shorten the default, not lengthen it."""
+    max_queue_size: int = 0
+    """0 = as many as the whole queue takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchingSpec:
     max_queue_delay_us: int = 0
     preferred_batch_sizes: tuple[int, ...] = ()
     max_queue_size: int = 0
     """Requests that may wait; 0 = the worker's default."""
+    priority_levels: int = 0
+    """Requests have a priority from 1 (most urgent) to this; 0 = all are alike."""
+    default_priority_level: int = 0
+    """Of requests without a priority, or with one that is none of the levels."""
+    default_queue_policy: QueuePolicy = QueuePolicy()
+    priority_queue_policies: Mapping[int, QueuePolicy] = field(default_factory=dict)
+    preserve_ordering: bool = False
+
+
+class SequenceStrategy(enum.Enum):
+    DIRECT = "direct"
+    """A sequence keeps its row in the batch; rows without a request are there all the same, with READY false."""
+    OLDEST = "oldest"
+    """Requests of several sequences are batched as they come, one of each at most."""
+
+
+class SequenceControlKind(enum.Enum):
+    START = "start"
+    END = "end"
+    READY = "ready"
+    CORRID = "corrid"
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceControl:
+    """An input that tells the model about the sequence; it is not among the spec's inputs."""
+
+    input: str
+    kind: SequenceControlKind
+    datatype: str
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceState:
+    """An output kept for the sequence and given back as an input with its next request; zeros at the start."""
+
+    input: str
+    output: str
+    datatype: str
+    shape: tuple[int, ...]
+    """Without the batch dimension."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSpec:
+    """A model whose requests belong to sequences; Triton's ModelSequenceBatching."""
+
+    strategy: SequenceStrategy = SequenceStrategy.DIRECT
+    max_idle_s: float = 1.0
+    max_sequences: int = 0
+    """0 = rows of a batch times instances."""
+    max_waiting_sequences: int = 0
+    """0 = the worker's default."""
+    controls: tuple[SequenceControl, ...] = ()
+    states: tuple[SequenceState, ...] = ()
+
+
+class WarmUpData(enum.Enum):
+    ZEROS = "zeros"
+    RANDOM = "random"
+    FILE = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUpInput:
+    name: str
+    data: WarmUpData
+    shape: tuple[int, ...] = ()
+    """Without the batch dimension; empty = the input's own, variable sizes being 1."""
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUpSpec:
+    """Executions made when a copy is loaded, before it answers."""
+
+    name: str
+    rows: int = 0
+    """0 = one, or none where the model has no batch dimension."""
+    count: int = 1
+    inputs: tuple[WarmUpInput, ...] = ()
+    """Inputs that are not named are zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledFor:
+    """What compiled files were made for."""
+
+    runtime: str
+    version: str
+    compute_capabilities: tuple[str, ...] = ()
+    """Such as 8.0, one for each architecture that the files hold code for; empty = any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +176,15 @@ class ModelSpec:
     batching: BatchingSpec = field(default_factory=BatchingSpec)
     parameters: Mapping[str, str] = field(default_factory=dict)
     decoupled: bool = False
+    sequences: SequenceSpec | None = None
+    warm_ups: tuple[WarmUpSpec, ...] = ()
+    instances: int = 1
+    """Executions that may run side by side."""
+    memory_bytes: int = 0
+    """What an open copy takes; 0 = estimated from the files."""
+    compiled_for: CompiledFor | None = None
+    signer: bytes = b""
+    """Ed25519 public key of who signed the manifest, 32 bytes; empty for a folder that is served as it lies."""
 
 
 class CopyState(enum.Enum):

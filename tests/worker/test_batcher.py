@@ -177,7 +177,7 @@ def test_an_engine_that_breaks_fails_the_batch_and_lives_on() -> None:
 
 def test_an_output_without_the_batch_dimension_is_refused() -> None:
     class Summing(DoublingEngine):
-        def run(self, inputs: Any) -> list[Array]:
+        def run(self, inputs: Any, slot: int = 0) -> list[Array]:
             return [inputs["x"].sum(axis=0)]
 
     async def body(loop: VirtualLoop) -> None:

@@ -14,8 +14,11 @@ from runtime.ids import ModelName, ModelVersion
 from tests.worker.markov import language_spec, markov
 from tests.worker.onnx_models import identity, lookup, spec
 from worker.batcher import ModelLeaving
+from worker.copies import open_model
 from worker.engine import EngineUnavailable, ModelRefused, TextRequest
-from worker.models import ModelTable, TensorModel, TextModel, UnknownModel, open_model
+from worker.models import ModelTable, UnknownModel
+from worker.tensor_model import TensorModel
+from worker.text_model import TextModel
 from worker.types import CallContext, TensorSpec
 
 CALL = CallContext()

@@ -18,10 +18,10 @@ from runtime.ids import Digest, ModelName, ModelVersion
 from runtime.memory_store import MemoryStore
 from tests.support.manual_clock import ManualClock, settle
 from worker.artifacts import Prepared, Progress
+from worker.copies import LoadedModel
 from worker.engine import ModelRefused
 from worker.lifecycle import Holdings
 from worker.manifest import Description
-from worker.models import LoadedModel
 from worker.reconcile import LoadRules, Reconciler
 from worker.types import CopyState, ModelSpec, Task
 

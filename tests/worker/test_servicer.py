@@ -25,9 +25,10 @@ from runtime.errors import InvalidArgument
 from runtime.serving import Listen, serving
 from tests.worker.markov import language_spec, markov
 from tests.worker.onnx_models import identity, spec
+from worker.copies import open_model
 from worker.inference import TableInference
 from worker.metrics import register_metrics
-from worker.models import ModelTable, UnknownModel, open_model
+from worker.models import ModelTable, UnknownModel
 from worker.servicer import SERVICE, register_inference
 from worker.types import BatchingSpec, CallContext, TensorSpec
 

@@ -84,12 +84,13 @@ class DoublingEngine:
     """Gives every value twice itself, and remembers what it was given."""
 
     utf8_bytes = False
+    slots = 1
 
     def __init__(self) -> None:
         self.batches: list[Array] = []
         self.fails_on: Callable[[Array], Exception | None] = lambda _: None
 
-    def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
+    def run(self, inputs: Mapping[str, Array], slot: int = 0) -> Sequence[Array]:
         array = inputs["x"]
         self.batches.append(array)
         error = self.fails_on(array)

@@ -6,33 +6,35 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from worker.engine import EngineUnavailable, TensorEngine, TextEngine
+from worker.engine import EngineUnavailable, RemoteEngine, TensorEngine, TextEngine
 from worker.types import ModelSpec
 
+Engine = TensorEngine | TextEngine | RemoteEngine
 
-def _onnx(spec: ModelSpec, folder: Path) -> TensorEngine:
+
+def _onnx(spec: ModelSpec, folder: Path) -> Engine:
     from worker.engines.onnx import open_onnx
 
     return open_onnx(spec, folder)
 
 
-def _llm(spec: ModelSpec, folder: Path) -> TextEngine:
+def _llm(spec: ModelSpec, folder: Path) -> Engine:
     from worker.engines.llm import open_llm
 
     return open_llm(spec, folder)
 
 
-TENSOR_ENGINES: Mapping[str, Callable[[ModelSpec, Path], TensorEngine]] = MappingProxyType({"onnx": _onnx})
-TEXT_ENGINES: Mapping[str, Callable[[ModelSpec, Path], TextEngine]] = MappingProxyType({"llm": _llm})
+ENGINES: Mapping[str, Callable[[ModelSpec, Path], Engine]] = MappingProxyType({"onnx": _onnx, "llm": _llm})
 
 
-def open_engine(spec: ModelSpec, folder: Path) -> TensorEngine | TextEngine:
+def open_engine(spec: ModelSpec, folder: Path) -> Engine:
     """Open the model in `folder`; blocks, so call it on the model's lane.
 
     Raises EngineUnavailable for an unknown engine or what it lacks, ModelRefused for files that are not what the spec says.
     """
-    opener = TENSOR_ENGINES.get(spec.engine) or TEXT_ENGINES.get(spec.engine)
+    opener = ENGINES.get(spec.engine)
     if opener is None:
-        known = ", ".join(sorted((*TENSOR_ENGINES, *TEXT_ENGINES)))
-        raise EngineUnavailable(f"model {spec.model!r} asks for engine {spec.engine!r}; this worker has: {known}")
+        raise EngineUnavailable(
+            f"model {spec.model!r} asks for engine {spec.engine!r}; this worker has: {', '.join(sorted(ENGINES))}"
+        )
     return opener(spec, folder)

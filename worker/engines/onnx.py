@@ -51,6 +51,7 @@ class OnnxEngine:
     utf8_bytes = True
 
     def __init__(self, spec: ModelSpec, session: Any, runtime: Any) -> None:
+        self.slots = spec.instances  # a session may be run by several threads at once
         self._session: Any = session
         self._runtime = runtime
         self._outputs = [output.name for output in spec.outputs]
@@ -58,7 +59,7 @@ class OnnxEngine:
         self._bfloats = [tensor.name for tensor in spec.inputs if tensor.datatype == "BF16"]
         self._wrapped = bool(self._bfloats) or any(output.datatype == "BF16" for output in spec.outputs)
 
-    def run(self, inputs: Mapping[str, Array]) -> Sequence[Array]:
+    def run(self, inputs: Mapping[str, Array], slot: int = 0) -> Sequence[Array]:
         """One execution; releases the GIL while it computes. Raises InvalidArgument where the graph refuses the input."""
         feed = dict(inputs)
         for name in self._strings:

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,71 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _TimeoutAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TimeoutActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TimeoutAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TIMEOUT_ACTION_UNSPECIFIED: _TimeoutAction.ValueType  # 0
+    """Reject."""
+    TIMEOUT_ACTION_REJECT: _TimeoutAction.ValueType  # 1
+    TIMEOUT_ACTION_DELAY: _TimeoutAction.ValueType  # 2
+    """Run it when nothing that is in time waits."""
+
+class TimeoutAction(_TimeoutAction, metaclass=_TimeoutActionEnumTypeWrapper): ...
+
+TIMEOUT_ACTION_UNSPECIFIED: TimeoutAction.ValueType  # 0
+"""Reject."""
+TIMEOUT_ACTION_REJECT: TimeoutAction.ValueType  # 1
+TIMEOUT_ACTION_DELAY: TimeoutAction.ValueType  # 2
+"""Run it when nothing that is in time waits."""
+Global___TimeoutAction: _TypeAlias = TimeoutAction  # noqa: Y015
+
+class _SequenceStrategy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SequenceStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SequenceStrategy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEQUENCE_STRATEGY_UNSPECIFIED: _SequenceStrategy.ValueType  # 0
+    """Direct."""
+    SEQUENCE_STRATEGY_DIRECT: _SequenceStrategy.ValueType  # 1
+    """A sequence keeps its row in the batch; rows without a request are there all the same, with READY false."""
+    SEQUENCE_STRATEGY_OLDEST: _SequenceStrategy.ValueType  # 2
+    """Requests of several sequences are batched as they come, one of each at most."""
+
+class SequenceStrategy(_SequenceStrategy, metaclass=_SequenceStrategyEnumTypeWrapper): ...
+
+SEQUENCE_STRATEGY_UNSPECIFIED: SequenceStrategy.ValueType  # 0
+"""Direct."""
+SEQUENCE_STRATEGY_DIRECT: SequenceStrategy.ValueType  # 1
+"""A sequence keeps its row in the batch; rows without a request are there all the same, with READY false."""
+SEQUENCE_STRATEGY_OLDEST: SequenceStrategy.ValueType  # 2
+"""Requests of several sequences are batched as they come, one of each at most."""
+Global___SequenceStrategy: _TypeAlias = SequenceStrategy  # noqa: Y015
+
+class _SequenceControlKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SequenceControlKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SequenceControlKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEQUENCE_CONTROL_KIND_UNSPECIFIED: _SequenceControlKind.ValueType  # 0
+    SEQUENCE_CONTROL_KIND_START: _SequenceControlKind.ValueType  # 1
+    SEQUENCE_CONTROL_KIND_END: _SequenceControlKind.ValueType  # 2
+    SEQUENCE_CONTROL_KIND_READY: _SequenceControlKind.ValueType  # 3
+    SEQUENCE_CONTROL_KIND_CORRID: _SequenceControlKind.ValueType  # 4
+
+class SequenceControlKind(_SequenceControlKind, metaclass=_SequenceControlKindEnumTypeWrapper): ...
+
+SEQUENCE_CONTROL_KIND_UNSPECIFIED: SequenceControlKind.ValueType  # 0
+SEQUENCE_CONTROL_KIND_START: SequenceControlKind.ValueType  # 1
+SEQUENCE_CONTROL_KIND_END: SequenceControlKind.ValueType  # 2
+SEQUENCE_CONTROL_KIND_READY: SequenceControlKind.ValueType  # 3
+SEQUENCE_CONTROL_KIND_CORRID: SequenceControlKind.ValueType  # 4
+Global___SequenceControlKind: _TypeAlias = SequenceControlKind  # noqa: Y015
 
 @_typing.final
 class CreateModelRequest(_message.Message):
@@ -476,6 +542,11 @@ class Manifest(_message.Message):
     PARAMETERS_FIELD_NUMBER: _builtins.int
     TIER_FIELD_NUMBER: _builtins.int
     DECOUPLED_FIELD_NUMBER: _builtins.int
+    SEQUENCE_BATCHING_FIELD_NUMBER: _builtins.int
+    WARM_UPS_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    COMPILED_FOR_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     version: _builtins.str
     """A positive decimal number, as Triton has them."""
@@ -489,6 +560,10 @@ class Manifest(_message.Message):
     tier: _builtins.str
     decoupled: _builtins.bool
     """Several responses for one request, as Triton's decoupled models give."""
+    instances: _builtins.int
+    """Executions that may run side by side on one copy; 0 = one."""
+    memory_bytes: _builtins.int
+    """What an open copy takes of the worker's memory; 0 = estimated from the files."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ManifestFile]: ...
     @_builtins.property
@@ -499,6 +574,18 @@ class Manifest(_message.Message):
     def batching(self) -> Global___Batching: ...
     @_builtins.property
     def parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def sequence_batching(self) -> Global___SequenceBatching:
+        """Set for a model whose requests belong to sequences."""
+
+    @_builtins.property
+    def warm_ups(self) -> _containers.RepeatedCompositeFieldContainer[Global___WarmUp]:
+        """Run when a copy is loaded, before it answers."""
+
+    @_builtins.property
+    def compiled_for(self) -> Global___CompiledFor:
+        """What compiled files were made for. Absent: they run anywhere."""
+
     def __init__(
         self,
         *,
@@ -516,10 +603,15 @@ class Manifest(_message.Message):
         parameters: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         tier: _builtins.str = ...,
         decoupled: _builtins.bool = ...,
+        sequence_batching: Global___SequenceBatching | None = ...,
+        warm_ups: _abc.Iterable[Global___WarmUp] | None = ...,
+        instances: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
+        compiled_for: Global___CompiledFor | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "compiled_for", b"compiled_for", "sequence_batching", b"sequence_batching"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "decoupled", b"decoupled", "description", b"description", "engine", b"engine", "files", b"files", "inputs", b"inputs", "licence", b"licence", "max_batch_size", b"max_batch_size", "model", b"model", "outputs", b"outputs", "parameters", b"parameters", "task", b"task", "tier", b"tier", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "compiled_for", b"compiled_for", "decoupled", b"decoupled", "description", b"description", "engine", b"engine", "files", b"files", "inputs", b"inputs", "instances", b"instances", "licence", b"licence", "max_batch_size", b"max_batch_size", "memory_bytes", b"memory_bytes", "model", b"model", "outputs", b"outputs", "parameters", b"parameters", "sequence_batching", b"sequence_batching", "task", b"task", "tier", b"tier", "version", b"version", "warm_ups", b"warm_ups"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -593,25 +685,320 @@ Global___TensorSpec: _TypeAlias = TensorSpec  # noqa: Y015
 class Batching(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class PriorityQueuePoliciesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        @_builtins.property
+        def value(self) -> Global___QueuePolicy: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: Global___QueuePolicy | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     MAX_QUEUE_DELAY_US_FIELD_NUMBER: _builtins.int
     PREFERRED_BATCH_SIZES_FIELD_NUMBER: _builtins.int
     MAX_QUEUE_SIZE_FIELD_NUMBER: _builtins.int
+    PRIORITY_LEVELS_FIELD_NUMBER: _builtins.int
+    DEFAULT_PRIORITY_LEVEL_FIELD_NUMBER: _builtins.int
+    DEFAULT_QUEUE_POLICY_FIELD_NUMBER: _builtins.int
+    PRIORITY_QUEUE_POLICIES_FIELD_NUMBER: _builtins.int
+    PRESERVE_ORDERING_FIELD_NUMBER: _builtins.int
     max_queue_delay_us: _builtins.int
     max_queue_size: _builtins.int
-    """Requests that may wait; 0 = the worker's default."""
+    """Requests that may wait, over all priorities; 0 = the worker's default."""
+    priority_levels: _builtins.int
+    """Requests have a priority from 1 (most urgent) to this; 0 = all are alike."""
+    default_priority_level: _builtins.int
+    """Of requests without a priority, or with one that is none of the levels."""
+    preserve_ordering: _builtins.bool
+    """Answers leave in the order in which their requests came."""
     @_builtins.property
     def preferred_batch_sizes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def default_queue_policy(self) -> Global___QueuePolicy: ...
+    @_builtins.property
+    def priority_queue_policies(self) -> _containers.MessageMap[_builtins.int, Global___QueuePolicy]:
+        """By priority level; others have the default policy."""
+
     def __init__(
         self,
         *,
         max_queue_delay_us: _builtins.int = ...,
         preferred_batch_sizes: _abc.Iterable[_builtins.int] | None = ...,
         max_queue_size: _builtins.int = ...,
+        priority_levels: _builtins.int = ...,
+        default_priority_level: _builtins.int = ...,
+        default_queue_policy: Global___QueuePolicy | None = ...,
+        priority_queue_policies: _abc.Mapping[_builtins.int, Global___QueuePolicy] | None = ...,
+        preserve_ordering: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["default_queue_policy", b"default_queue_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_queue_delay_us", b"max_queue_delay_us", "max_queue_size", b"max_queue_size", "preferred_batch_sizes", b"preferred_batch_sizes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_priority_level", b"default_priority_level", "default_queue_policy", b"default_queue_policy", "max_queue_delay_us", b"max_queue_delay_us", "max_queue_size", b"max_queue_size", "preferred_batch_sizes", b"preferred_batch_sizes", "preserve_ordering", b"preserve_ordering", "priority_levels", b"priority_levels", "priority_queue_policies", b"priority_queue_policies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Batching: _TypeAlias = Batching  # noqa: Y015
+
+@_typing.final
+class QueuePolicy(_message.Message):
+    """Triton's ModelQueuePolicy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMEOUT_ACTION_FIELD_NUMBER: _builtins.int
+    DEFAULT_TIMEOUT_US_FIELD_NUMBER: _builtins.int
+    ALLOW_TIMEOUT_OVERRIDE_FIELD_NUMBER: _builtins.int
+    MAX_QUEUE_SIZE_FIELD_NUMBER: _builtins.int
+    timeout_action: Global___TimeoutAction.ValueType
+    default_timeout_us: _builtins.int
+    """Of requests without a timeout of their own; 0 = none."""
+    allow_timeout_override: _builtins.bool
+    """Whether a request's own timeout counts. It can shorten the default, not lengthen it."""
+    max_queue_size: _builtins.int
+    """Requests that may wait at this priority; 0 = as many as the whole queue takes."""
+    def __init__(
+        self,
+        *,
+        timeout_action: Global___TimeoutAction.ValueType = ...,
+        default_timeout_us: _builtins.int = ...,
+        allow_timeout_override: _builtins.bool = ...,
+        max_queue_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_timeout_override", b"allow_timeout_override", "default_timeout_us", b"default_timeout_us", "max_queue_size", b"max_queue_size", "timeout_action", b"timeout_action"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueuePolicy: _TypeAlias = QueuePolicy  # noqa: Y015
+
+@_typing.final
+class SequenceBatching(_message.Message):
+    """Triton's ModelSequenceBatching: requests with one sequence_id go to one slot, in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_IDLE_US_FIELD_NUMBER: _builtins.int
+    MAX_SEQUENCES_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    CONTROLS_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    MAX_WAITING_SEQUENCES_FIELD_NUMBER: _builtins.int
+    max_idle_us: _builtins.int
+    """A sequence without a request for so long gives up its slot; 0 = one second."""
+    max_sequences: _builtins.int
+    """Sequences at once; 0 = max_batch_size (or 1) times instances."""
+    strategy: Global___SequenceStrategy.ValueType
+    max_waiting_sequences: _builtins.int
+    """Sequences that may wait for a slot; 0 = the worker's default."""
+    @_builtins.property
+    def controls(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceControl]: ...
+    @_builtins.property
+    def states(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceState]: ...
+    def __init__(
+        self,
+        *,
+        max_idle_us: _builtins.int = ...,
+        max_sequences: _builtins.int = ...,
+        strategy: Global___SequenceStrategy.ValueType = ...,
+        controls: _abc.Iterable[Global___SequenceControl] | None = ...,
+        states: _abc.Iterable[Global___SequenceState] | None = ...,
+        max_waiting_sequences: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controls", b"controls", "max_idle_us", b"max_idle_us", "max_sequences", b"max_sequences", "max_waiting_sequences", b"max_waiting_sequences", "states", b"states", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SequenceBatching: _TypeAlias = SequenceBatching  # noqa: Y015
+
+@_typing.final
+class SequenceControl(_message.Message):
+    """An input that tells the model about the sequence; it is not among the manifest's inputs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    DATATYPE_FIELD_NUMBER: _builtins.int
+    input: _builtins.str
+    kind: Global___SequenceControlKind.ValueType
+    datatype: _builtins.str
+    """FP32, INT32 or BOOL for flags; UINT64, INT64, UINT32, INT32 or BYTES for the id."""
+    def __init__(
+        self,
+        *,
+        input: _builtins.str = ...,
+        kind: Global___SequenceControlKind.ValueType = ...,
+        datatype: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["datatype", b"datatype", "input", b"input", "kind", b"kind"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SequenceControl: _TypeAlias = SequenceControl  # noqa: Y015
+
+@_typing.final
+class SequenceState(_message.Message):
+    """An output that the worker keeps for the sequence and gives back as an input with its next request; zeros at the start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    DATATYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    input: _builtins.str
+    output: _builtins.str
+    datatype: _builtins.str
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Without the batch dimension."""
+
+    def __init__(
+        self,
+        *,
+        input: _builtins.str = ...,
+        output: _builtins.str = ...,
+        datatype: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["datatype", b"datatype", "input", b"input", "output", b"output", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SequenceState: _TypeAlias = SequenceState  # noqa: Y015
+
+@_typing.final
+class WarmUp(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class InputsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___WarmUpInput: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___WarmUpInput | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    rows: _builtins.int
+    """Rows; 0 = one, or none where the model has no batch dimension."""
+    count: _builtins.int
+    """How often; 0 = once."""
+    @_builtins.property
+    def inputs(self) -> _containers.MessageMap[_builtins.str, Global___WarmUpInput]:
+        """By name; inputs that are not named are zeros of the smallest shape."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        rows: _builtins.int = ...,
+        count: _builtins.int = ...,
+        inputs: _abc.Mapping[_builtins.str, Global___WarmUpInput] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "inputs", b"inputs", "name", b"name", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WarmUp: _TypeAlias = WarmUp  # noqa: Y015
+
+@_typing.final
+class WarmUpInput(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHAPE_FIELD_NUMBER: _builtins.int
+    ZEROS_FIELD_NUMBER: _builtins.int
+    RANDOM_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    zeros: _builtins.bool
+    random: _builtins.bool
+    file: _builtins.str
+    """A file of the model with the raw tensor content."""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Without the batch dimension; empty = the input's own, variable sizes being 1."""
+
+    def __init__(
+        self,
+        *,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        zeros: _builtins.bool = ...,
+        random: _builtins.bool = ...,
+        file: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "file", b"file", "random", b"random", "zeros", b"zeros"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "file", b"file", "random", b"random", "shape", b"shape", "zeros", b"zeros"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_data: _TypeAlias = _typing.Literal["zeros", "random", "file"]  # noqa: Y015
+    _WhichOneofArgType_data: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_data) -> _WhichOneofReturnType_data | None: ...
+
+Global___WarmUpInput: _TypeAlias = WarmUpInput  # noqa: Y015
+
+@_typing.final
+class CompiledFor(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    COMPUTE_CAPABILITIES_FIELD_NUMBER: _builtins.int
+    runtime: _builtins.str
+    """Such as tensorrt_rtx."""
+    version: _builtins.str
+    @_builtins.property
+    def compute_capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Such as 8.0, one for each architecture that the files hold code for; empty = any."""
+
+    def __init__(
+        self,
+        *,
+        runtime: _builtins.str = ...,
+        version: _builtins.str = ...,
+        compute_capabilities: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute_capabilities", b"compute_capabilities", "runtime", b"runtime", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompiledFor: _TypeAlias = CompiledFor  # noqa: Y015

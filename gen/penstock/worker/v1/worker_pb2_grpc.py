@@ -44,6 +44,21 @@ class WorkerServiceStub:
                 request_serializer=penstock_dot_worker_dot_v1_dot_worker__pb2.StatusRequest.SerializeToString,
                 response_deserializer=penstock_dot_worker_dot_v1_dot_worker__pb2.StatusResponse.FromString,
                 _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/penstock.worker.v1.WorkerService/LoadModel',
+                request_serializer=penstock_dot_worker_dot_v1_dot_worker__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=penstock_dot_worker_dot_v1_dot_worker__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/penstock.worker.v1.WorkerService/UnloadModel',
+                request_serializer=penstock_dot_worker_dot_v1_dot_worker__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=penstock_dot_worker_dot_v1_dot_worker__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
+        self.ReadArtifact = channel.unary_stream(
+                '/penstock.worker.v1.WorkerService/ReadArtifact',
+                request_serializer=penstock_dot_worker_dot_v1_dot_worker__pb2.ReadArtifactRequest.SerializeToString,
+                response_deserializer=penstock_dot_worker_dot_v1_dot_worker__pb2.ReadArtifactResponse.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/penstock.worker.v1.WorkerService/Drain',
                 request_serializer=penstock_dot_worker_dot_v1_dot_worker__pb2.DrainRequest.SerializeToString,
@@ -68,6 +83,27 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LoadModel(self, request, context):
+        """Hold a version that is not among the scheduler's orders, until it is unloaded or the process ends. Answers when it is READY.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """Let go of what LoadModel asked for. What the scheduler orders stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadArtifact(self, request, context):
+        """A whole file of a model from this worker's disk, for other workers of the mesh. They verify it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
         """Stop taking requests, finish those in flight, leave the fleet. The process ends when it is done.
         """
@@ -87,6 +123,21 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=penstock_dot_worker_dot_v1_dot_worker__pb2.StatusRequest.FromString,
                     response_serializer=penstock_dot_worker_dot_v1_dot_worker__pb2.StatusResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=penstock_dot_worker_dot_v1_dot_worker__pb2.LoadModelRequest.FromString,
+                    response_serializer=penstock_dot_worker_dot_v1_dot_worker__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=penstock_dot_worker_dot_v1_dot_worker__pb2.UnloadModelRequest.FromString,
+                    response_serializer=penstock_dot_worker_dot_v1_dot_worker__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'ReadArtifact': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadArtifact,
+                    request_deserializer=penstock_dot_worker_dot_v1_dot_worker__pb2.ReadArtifactRequest.FromString,
+                    response_serializer=penstock_dot_worker_dot_v1_dot_worker__pb2.ReadArtifactResponse.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -148,6 +199,87 @@ class WorkerService:
             '/penstock.worker.v1.WorkerService/Status',
             penstock_dot_worker_dot_v1_dot_worker__pb2.StatusRequest.SerializeToString,
             penstock_dot_worker_dot_v1_dot_worker__pb2.StatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.worker.v1.WorkerService/LoadModel',
+            penstock_dot_worker_dot_v1_dot_worker__pb2.LoadModelRequest.SerializeToString,
+            penstock_dot_worker_dot_v1_dot_worker__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.worker.v1.WorkerService/UnloadModel',
+            penstock_dot_worker_dot_v1_dot_worker__pb2.UnloadModelRequest.SerializeToString,
+            penstock_dot_worker_dot_v1_dot_worker__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadArtifact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/penstock.worker.v1.WorkerService/ReadArtifact',
+            penstock_dot_worker_dot_v1_dot_worker__pb2.ReadArtifactRequest.SerializeToString,
+            penstock_dot_worker_dot_v1_dot_worker__pb2.ReadArtifactResponse.FromString,
             options,
             channel_credentials,
             insecure,

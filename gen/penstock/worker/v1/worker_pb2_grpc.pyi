@@ -18,6 +18,12 @@ class WorkerServiceStub:
     """Many requests, multiplexed. A message carries as many frames as had gathered when it was written."""
     Status: _aio.UnaryUnaryMultiCallable[_worker_pb2.StatusRequest, _worker_pb2.StatusResponse]
     """What the worker holds and how busy it is."""
+    LoadModel: _aio.UnaryUnaryMultiCallable[_worker_pb2.LoadModelRequest, _worker_pb2.LoadModelResponse]
+    """Hold a version that is not among the scheduler's orders, until it is unloaded or the process ends. Answers when it is READY."""
+    UnloadModel: _aio.UnaryUnaryMultiCallable[_worker_pb2.UnloadModelRequest, _worker_pb2.UnloadModelResponse]
+    """Let go of what LoadModel asked for. What the scheduler orders stays."""
+    ReadArtifact: _aio.UnaryStreamMultiCallable[_worker_pb2.ReadArtifactRequest, _worker_pb2.ReadArtifactResponse]
+    """A whole file of a model from this worker's disk, for other workers of the mesh. They verify it."""
     Drain: _aio.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainResponse]
     """Stop taking requests, finish those in flight, leave the fleet. The process ends when it is done."""
 
@@ -37,6 +43,30 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_worker_pb2.StatusRequest, _abc.Awaitable[_worker_pb2.StatusResponse]],
     ) -> _abc.Awaitable[_worker_pb2.StatusResponse]:
         """What the worker holds and how busy it is."""
+
+    @_abc_1.abstractmethod
+    def LoadModel(
+        self,
+        request: _worker_pb2.LoadModelRequest,
+        context: _aio.ServicerContext[_worker_pb2.LoadModelRequest, _abc.Awaitable[_worker_pb2.LoadModelResponse]],
+    ) -> _abc.Awaitable[_worker_pb2.LoadModelResponse]:
+        """Hold a version that is not among the scheduler's orders, until it is unloaded or the process ends. Answers when it is READY."""
+
+    @_abc_1.abstractmethod
+    def UnloadModel(
+        self,
+        request: _worker_pb2.UnloadModelRequest,
+        context: _aio.ServicerContext[_worker_pb2.UnloadModelRequest, _abc.Awaitable[_worker_pb2.UnloadModelResponse]],
+    ) -> _abc.Awaitable[_worker_pb2.UnloadModelResponse]:
+        """Let go of what LoadModel asked for. What the scheduler orders stays."""
+
+    @_abc_1.abstractmethod
+    def ReadArtifact(
+        self,
+        request: _worker_pb2.ReadArtifactRequest,
+        context: _aio.ServicerContext[_worker_pb2.ReadArtifactRequest, _abc.AsyncIterator[_worker_pb2.ReadArtifactResponse]],
+    ) -> _abc.AsyncIterator[_worker_pb2.ReadArtifactResponse]:
+        """A whole file of a model from this worker's disk, for other workers of the mesh. They verify it."""
 
     @_abc_1.abstractmethod
     def Drain(

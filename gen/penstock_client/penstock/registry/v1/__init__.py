@@ -7,6 +7,7 @@ __all__ = (
     "AccountServiceStub",
     "ApiKey",
     "Batching",
+    "CompiledFor",
     "CreateKeyRequest",
     "CreateKeyResponse",
     "CreateModelRequest",
@@ -27,20 +28,29 @@ __all__ = (
     "ModelServiceStub",
     "PublishVersionRequest",
     "PublishVersionResponse",
+    "QueuePolicy",
     "RateLimit",
     "ResolveKeyRequest",
     "ResolveKeyResponse",
     "RevokeKeyRequest",
     "RevokeKeyResponse",
+    "SequenceBatching",
+    "SequenceControl",
+    "SequenceControlKind",
+    "SequenceState",
+    "SequenceStrategy",
     "SignedManifest",
     "StatFileRequest",
     "StatFileResponse",
     "Tenant",
     "TensorSpec",
+    "TimeoutAction",
     "UploadFileHeader",
     "UploadFileRequest",
     "UploadFileResponse",
     "VersionSummary",
+    "WarmUp",
+    "WarmUpInput",
     "WatchKeysRequest",
     "WatchKeysResponse",
 )
@@ -60,6 +70,101 @@ if TYPE_CHECKING:
 
 _COMPILER_VERSION = "0.10.1"
 betterproto2.check_compiler_version(_COMPILER_VERSION)
+
+
+class SequenceControlKind(betterproto2.Enum):
+    UNSPECIFIED = 0
+
+    START = 1
+
+    END = 2
+
+    READY = 3
+
+    CORRID = 4
+
+    @classmethod
+    def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
+        return {
+            0: "SEQUENCE_CONTROL_KIND_UNSPECIFIED",
+            1: "SEQUENCE_CONTROL_KIND_START",
+            2: "SEQUENCE_CONTROL_KIND_END",
+            3: "SEQUENCE_CONTROL_KIND_READY",
+            4: "SEQUENCE_CONTROL_KIND_CORRID",
+        }
+
+    @classmethod
+    def betterproto_renamed_proto_names_to_value(cls) -> dict[str, int]:
+        return {
+            "SEQUENCE_CONTROL_KIND_UNSPECIFIED": 0,
+            "SEQUENCE_CONTROL_KIND_START": 1,
+            "SEQUENCE_CONTROL_KIND_END": 2,
+            "SEQUENCE_CONTROL_KIND_READY": 3,
+            "SEQUENCE_CONTROL_KIND_CORRID": 4,
+        }
+
+
+class SequenceStrategy(betterproto2.Enum):
+    UNSPECIFIED = 0
+    """
+    Direct.
+    """
+
+    DIRECT = 1
+    """
+    A sequence keeps its row in the batch; rows without a request are there all the same, with READY false.
+    """
+
+    OLDEST = 2
+    """
+    Requests of several sequences are batched as they come, one of each at most.
+    """
+
+    @classmethod
+    def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
+        return {
+            0: "SEQUENCE_STRATEGY_UNSPECIFIED",
+            1: "SEQUENCE_STRATEGY_DIRECT",
+            2: "SEQUENCE_STRATEGY_OLDEST",
+        }
+
+    @classmethod
+    def betterproto_renamed_proto_names_to_value(cls) -> dict[str, int]:
+        return {
+            "SEQUENCE_STRATEGY_UNSPECIFIED": 0,
+            "SEQUENCE_STRATEGY_DIRECT": 1,
+            "SEQUENCE_STRATEGY_OLDEST": 2,
+        }
+
+
+class TimeoutAction(betterproto2.Enum):
+    UNSPECIFIED = 0
+    """
+    Reject.
+    """
+
+    REJECT = 1
+
+    DELAY = 2
+    """
+    Run it when nothing that is in time waits.
+    """
+
+    @classmethod
+    def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
+        return {
+            0: "TIMEOUT_ACTION_UNSPECIFIED",
+            1: "TIMEOUT_ACTION_REJECT",
+            2: "TIMEOUT_ACTION_DELAY",
+        }
+
+    @classmethod
+    def betterproto_renamed_proto_names_to_value(cls) -> dict[str, int]:
+        return {
+            "TIMEOUT_ACTION_UNSPECIFIED": 0,
+            "TIMEOUT_ACTION_REJECT": 1,
+            "TIMEOUT_ACTION_DELAY": 2,
+        }
 
 
 @dataclass(eq=False, repr=False)
@@ -112,11 +217,63 @@ class Batching(betterproto2.Message):
 
     max_queue_size: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
     """
-    Requests that may wait; 0 = the worker's default.
+    Requests that may wait, over all priorities; 0 = the worker's default.
+    """
+
+    priority_levels: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
+    """
+    Requests have a priority from 1 (most urgent) to this; 0 = all are alike.
+    """
+
+    default_priority_level: "int" = betterproto2.field(5, betterproto2.TYPE_UINT32)
+    """
+    Of requests without a priority, or with one that is none of the levels.
+    """
+
+    default_queue_policy: "QueuePolicy | None" = betterproto2.field(
+        6, betterproto2.TYPE_MESSAGE, optional=True
+    )
+
+    priority_queue_policies: "dict[int, QueuePolicy]" = betterproto2.field(
+        7,
+        betterproto2.TYPE_MAP,
+        map_meta=betterproto2.map_meta(
+            betterproto2.TYPE_UINT32, betterproto2.TYPE_MESSAGE
+        ),
+    )
+    """
+    By priority level; others have the default policy.
+    """
+
+    preserve_ordering: "bool" = betterproto2.field(8, betterproto2.TYPE_BOOL)
+    """
+    Answers leave in the order in which their requests came.
     """
 
 
 default_message_pool.register_message("penstock.registry.v1", "Batching", Batching)
+
+
+@dataclass(eq=False, repr=False)
+class CompiledFor(betterproto2.Message):
+    runtime: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Such as tensorrt_rtx.
+    """
+
+    version: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    compute_capabilities: "list[str]" = betterproto2.field(
+        3, betterproto2.TYPE_STRING, repeated=True
+    )
+    """
+    Such as 8.0, one for each architecture that the files hold code for; empty = any.
+    """
+
+
+default_message_pool.register_message(
+    "penstock.registry.v1", "CompiledFor", CompiledFor
+)
 
 
 @dataclass(eq=False, repr=False)
@@ -361,6 +518,37 @@ class Manifest(betterproto2.Message):
     Several responses for one request, as Triton's decoupled models give.
     """
 
+    sequence_batching: "SequenceBatching | None" = betterproto2.field(
+        15, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    Set for a model whose requests belong to sequences.
+    """
+
+    warm_ups: "list[WarmUp]" = betterproto2.field(
+        16, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+    """
+    Run when a copy is loaded, before it answers.
+    """
+
+    instances: "int" = betterproto2.field(17, betterproto2.TYPE_UINT32)
+    """
+    Executions that may run side by side on one copy; 0 = one.
+    """
+
+    memory_bytes: "int" = betterproto2.field(18, betterproto2.TYPE_UINT64)
+    """
+    What an open copy takes of the worker's memory; 0 = estimated from the files.
+    """
+
+    compiled_for: "CompiledFor | None" = betterproto2.field(
+        19, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    What compiled files were made for. Absent: they run anywhere.
+    """
+
 
 default_message_pool.register_message("penstock.registry.v1", "Manifest", Manifest)
 
@@ -426,6 +614,37 @@ default_message_pool.register_message(
 
 
 @dataclass(eq=False, repr=False)
+class QueuePolicy(betterproto2.Message):
+    """
+    Triton's ModelQueuePolicy.
+    """
+
+    timeout_action: "TimeoutAction" = betterproto2.field(
+        1, betterproto2.TYPE_ENUM, default_factory=lambda: TimeoutAction(0)
+    )
+
+    default_timeout_us: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+    """
+    Of requests without a timeout of their own; 0 = none.
+    """
+
+    allow_timeout_override: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+    """
+    Whether a request's own timeout counts. It can shorten the default, not lengthen it.
+    """
+
+    max_queue_size: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
+    """
+    Requests that may wait at this priority; 0 = as many as the whole queue takes.
+    """
+
+
+default_message_pool.register_message(
+    "penstock.registry.v1", "QueuePolicy", QueuePolicy
+)
+
+
+@dataclass(eq=False, repr=False)
 class RateLimit(betterproto2.Message):
     requests_per_s: "float" = betterproto2.field(1, betterproto2.TYPE_DOUBLE)
     """
@@ -482,6 +701,91 @@ class RevokeKeyResponse(betterproto2.Message):
 
 default_message_pool.register_message(
     "penstock.registry.v1", "RevokeKeyResponse", RevokeKeyResponse
+)
+
+
+@dataclass(eq=False, repr=False)
+class SequenceBatching(betterproto2.Message):
+    """
+    Triton's ModelSequenceBatching: requests with one sequence_id go to one slot, in order.
+    """
+
+    max_idle_us: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
+    """
+    A sequence without a request for so long gives up its slot; 0 = one second.
+    """
+
+    max_sequences: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    Sequences at once; 0 = max_batch_size (or 1) times instances.
+    """
+
+    strategy: "SequenceStrategy" = betterproto2.field(
+        3, betterproto2.TYPE_ENUM, default_factory=lambda: SequenceStrategy(0)
+    )
+
+    controls: "list[SequenceControl]" = betterproto2.field(
+        4, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+
+    states: "list[SequenceState]" = betterproto2.field(
+        5, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+
+    max_waiting_sequences: "int" = betterproto2.field(6, betterproto2.TYPE_UINT32)
+    """
+    Sequences that may wait for a slot; 0 = the worker's default.
+    """
+
+
+default_message_pool.register_message(
+    "penstock.registry.v1", "SequenceBatching", SequenceBatching
+)
+
+
+@dataclass(eq=False, repr=False)
+class SequenceControl(betterproto2.Message):
+    """
+    An input that tells the model about the sequence; it is not among the manifest's inputs.
+    """
+
+    input: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    kind: "SequenceControlKind" = betterproto2.field(
+        2, betterproto2.TYPE_ENUM, default_factory=lambda: SequenceControlKind(0)
+    )
+
+    datatype: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    FP32, INT32 or BOOL for flags; UINT64, INT64, UINT32, INT32 or BYTES for the id.
+    """
+
+
+default_message_pool.register_message(
+    "penstock.registry.v1", "SequenceControl", SequenceControl
+)
+
+
+@dataclass(eq=False, repr=False)
+class SequenceState(betterproto2.Message):
+    """
+    An output that the worker keeps for the sequence and gives back as an input with its next request; zeros at the start.
+    """
+
+    input: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    output: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    datatype: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+
+    shape: "list[int]" = betterproto2.field(4, betterproto2.TYPE_INT64, repeated=True)
+    """
+    Without the batch dimension.
+    """
+
+
+default_message_pool.register_message(
+    "penstock.registry.v1", "SequenceState", SequenceState
 )
 
 
@@ -643,6 +947,70 @@ class VersionSummary(betterproto2.Message):
 
 default_message_pool.register_message(
     "penstock.registry.v1", "VersionSummary", VersionSummary
+)
+
+
+@dataclass(eq=False, repr=False)
+class WarmUp(betterproto2.Message):
+    name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    rows: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    Rows; 0 = one, or none where the model has no batch dimension.
+    """
+
+    count: "int" = betterproto2.field(3, betterproto2.TYPE_UINT32)
+    """
+    How often; 0 = once.
+    """
+
+    inputs: "dict[str, WarmUpInput]" = betterproto2.field(
+        4,
+        betterproto2.TYPE_MAP,
+        map_meta=betterproto2.map_meta(
+            betterproto2.TYPE_STRING, betterproto2.TYPE_MESSAGE
+        ),
+    )
+    """
+    By name; inputs that are not named are zeros of the smallest shape.
+    """
+
+
+default_message_pool.register_message("penstock.registry.v1", "WarmUp", WarmUp)
+
+
+@dataclass(eq=False, repr=False)
+class WarmUpInput(betterproto2.Message):
+    """
+
+
+    Oneofs:
+        - data:
+    """
+
+    shape: "list[int]" = betterproto2.field(1, betterproto2.TYPE_INT64, repeated=True)
+    """
+    Without the batch dimension; empty = the input's own, variable sizes being 1.
+    """
+
+    zeros: "bool | None" = betterproto2.field(
+        2, betterproto2.TYPE_BOOL, optional=True, group="data"
+    )
+
+    random: "bool | None" = betterproto2.field(
+        3, betterproto2.TYPE_BOOL, optional=True, group="data"
+    )
+
+    file: "str | None" = betterproto2.field(
+        4, betterproto2.TYPE_STRING, optional=True, group="data"
+    )
+    """
+    A file of the model with the raw tensor content.
+    """
+
+
+default_message_pool.register_message(
+    "penstock.registry.v1", "WarmUpInput", WarmUpInput
 )
 
 

@@ -16,11 +16,16 @@ __all__ = (
     "GenerateResponse",
     "Gpu",
     "Hardware",
+    "LoadModelRequest",
+    "LoadModelResponse",
+    "Logprob",
     "Method",
     "ModelCopy",
     "ModelPresence",
     "ModelState",
     "Presence",
+    "ReadArtifactRequest",
+    "ReadArtifactResponse",
     "RequestCancel",
     "RequestFrame",
     "RequestOpen",
@@ -29,7 +34,10 @@ __all__ = (
     "SignedRecord",
     "StatusRequest",
     "StatusResponse",
+    "TokenLogprob",
     "TokenUsage",
+    "UnloadModelRequest",
+    "UnloadModelResponse",
     "WorkerLoad",
     "WorkerServiceStub",
 )
@@ -286,6 +294,13 @@ class GenerateRequest(betterproto2.Message):
     Tokens already given to the caller by another worker: generation goes on after them.
     """
 
+    top_logprobs: "int | None" = betterproto2.field(
+        8, betterproto2.TYPE_UINT32, optional=True
+    )
+    """
+    Absent: none are asked for. 0 = of the chosen tokens alone; n = of the n likeliest at each place as well.
+    """
+
 
 default_message_pool.register_message(
     "penstock.worker.v1", "GenerateRequest", GenerateRequest
@@ -312,6 +327,13 @@ class GenerateResponse(betterproto2.Message):
     )
     """
     Set in the last message.
+    """
+
+    logprobs: "list[TokenLogprob]" = betterproto2.field(
+        5, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+    """
+    One for each of token_ids where they were asked for.
     """
 
 
@@ -349,6 +371,50 @@ class Hardware(betterproto2.Message):
 
 
 default_message_pool.register_message("penstock.worker.v1", "Hardware", Hardware)
+
+
+@dataclass(eq=False, repr=False)
+class LoadModelRequest(betterproto2.Message):
+    model: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    version: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    digest: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+    """
+    sha256 of the signed manifest, hex.
+    """
+
+
+default_message_pool.register_message(
+    "penstock.worker.v1", "LoadModelRequest", LoadModelRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class LoadModelResponse(betterproto2.Message):
+    copy: "ModelCopy | None" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, optional=True
+    )
+
+
+default_message_pool.register_message(
+    "penstock.worker.v1", "LoadModelResponse", LoadModelResponse
+)
+
+
+@dataclass(eq=False, repr=False)
+class Logprob(betterproto2.Message):
+    token_id: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
+
+    token: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
+    """
+    The token's own bytes, which need not be whole characters.
+    """
+
+    logprob: "float" = betterproto2.field(3, betterproto2.TYPE_FLOAT)
+
+
+default_message_pool.register_message("penstock.worker.v1", "Logprob", Logprob)
 
 
 @dataclass(eq=False, repr=False)
@@ -459,6 +525,28 @@ class Presence(betterproto2.Message):
 
 
 default_message_pool.register_message("penstock.worker.v1", "Presence", Presence)
+
+
+@dataclass(eq=False, repr=False)
+class ReadArtifactRequest(betterproto2.Message):
+    sha256: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    offset_bytes: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+
+
+default_message_pool.register_message(
+    "penstock.worker.v1", "ReadArtifactRequest", ReadArtifactRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class ReadArtifactResponse(betterproto2.Message):
+    data: "bytes" = betterproto2.field(1, betterproto2.TYPE_BYTES)
+
+
+default_message_pool.register_message(
+    "penstock.worker.v1", "ReadArtifactResponse", ReadArtifactResponse
+)
 
 
 @dataclass(eq=False, repr=False)
@@ -615,6 +703,24 @@ class Sampling(betterproto2.Message):
 
     seed: "int | None" = betterproto2.field(4, betterproto2.TYPE_UINT64, optional=True)
 
+    frequency_penalty: "float | None" = betterproto2.field(
+        5, betterproto2.TYPE_FLOAT, optional=True
+    )
+    """
+    From -2 to 2, as OpenAI has them.
+    """
+
+    presence_penalty: "float | None" = betterproto2.field(
+        6, betterproto2.TYPE_FLOAT, optional=True
+    )
+
+    repetition_penalty: "float | None" = betterproto2.field(
+        7, betterproto2.TYPE_FLOAT, optional=True
+    )
+    """
+    Above 0; 1 = none.
+    """
+
 
 default_message_pool.register_message("penstock.worker.v1", "Sampling", Sampling)
 
@@ -674,6 +780,25 @@ default_message_pool.register_message(
 
 
 @dataclass(eq=False, repr=False)
+class TokenLogprob(betterproto2.Message):
+    chosen: "Logprob | None" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, optional=True
+    )
+
+    top: "list[Logprob]" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+    """
+    Likeliest first.
+    """
+
+
+default_message_pool.register_message(
+    "penstock.worker.v1", "TokenLogprob", TokenLogprob
+)
+
+
+@dataclass(eq=False, repr=False)
 class TokenUsage(betterproto2.Message):
     prompt_tokens: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
 
@@ -684,12 +809,39 @@ default_message_pool.register_message("penstock.worker.v1", "TokenUsage", TokenU
 
 
 @dataclass(eq=False, repr=False)
+class UnloadModelRequest(betterproto2.Message):
+    model: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    version: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message(
+    "penstock.worker.v1", "UnloadModelRequest", UnloadModelRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class UnloadModelResponse(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message(
+    "penstock.worker.v1", "UnloadModelResponse", UnloadModelResponse
+)
+
+
+@dataclass(eq=False, repr=False)
 class WorkerLoad(betterproto2.Message):
     in_flight: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
 
     queued_rows: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
 
     draining: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
+
+    max_in_flight: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
+    """
+    Requests that may be in flight here at once.
+    """
 
 
 default_message_pool.register_message("penstock.worker.v1", "WorkerLoad", WorkerLoad)
@@ -742,6 +894,70 @@ class WorkerServiceStub(betterproto2_grpclib.ServiceStub):
             deadline=deadline,
             metadata=metadata,
         )
+
+    async def load_model(
+        self,
+        message: "LoadModelRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "LoadModelResponse":
+        """
+        Hold a version that is not among the scheduler's orders, until it is unloaded or the process ends. Answers when it is READY.
+        """
+
+        return await self._unary_unary(
+            "/penstock.worker.v1.WorkerService/LoadModel",
+            message,
+            LoadModelResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def unload_model(
+        self,
+        message: "UnloadModelRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "UnloadModelResponse":
+        """
+        Let go of what LoadModel asked for. What the scheduler orders stays.
+        """
+
+        return await self._unary_unary(
+            "/penstock.worker.v1.WorkerService/UnloadModel",
+            message,
+            UnloadModelResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def read_artifact(
+        self,
+        message: "ReadArtifactRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "AsyncIterator[ReadArtifactResponse]":
+        """
+        A whole file of a model from this worker's disk, for other workers of the mesh. They verify it.
+        """
+
+        async for response in self._unary_stream(
+            "/penstock.worker.v1.WorkerService/ReadArtifact",
+            message,
+            ReadArtifactResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        ):
+            yield response
 
     async def drain(
         self,

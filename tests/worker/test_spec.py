@@ -8,8 +8,8 @@ import pytest
 from penstock.registry.v1 import models_pb2
 
 from runtime.ids import Digest
-from worker.codec import spec_of
 from worker.engine import ModelRefused
+from worker.spec import spec_of
 from worker.types import BatchingSpec, ModelSpec, Task, TensorSpec
 
 
