@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from penstock.registry.v1 import models_pb2
 
-from runtime.model_folder import ModelFolderRefused, complete_manifest, hash_file, read_model_folder
+from runtime.model_description import ModelFolderRefused
+from runtime.model_folder import complete_manifest, hash_file, read_model_folder
 
 GOOD = """
 name = "m"
@@ -45,6 +47,73 @@ def test_a_folder_becomes_a_manifest(tmp_path: Path) -> None:
     assert not read.manifest.files
 
 
+WHOLE = GOOD.replace(
+    "[parameters]",
+    """
+[batching]
+max_queue_delay_us = 500
+preferred_batch_sizes = [4, 8]
+max_queue_size = 64
+priority_levels = 2
+default_priority_level = 2
+preserve_ordering = true
+[batching.default_queue_policy]
+timeout_action = "delay"
+default_timeout_us = 1000
+[batching.priority_queue_policies.1]
+allow_timeout_override = true
+max_queue_size = 8
+[sequence_batching]
+strategy = "oldest"
+max_idle_us = 2000000
+max_sequences = 16
+[[sequence_batching.controls]]
+input = "START"
+kind = "start"
+datatype = "FP32"
+[[sequence_batching.states]]
+input = "in"
+output = "out"
+datatype = "FP32"
+shape = [4]
+[[warm_ups]]
+name = "full"
+rows = 8
+count = 2
+[warm_ups.inputs.x]
+shape = [3]
+data = "random"
+[[warm_ups]]
+[warm_ups.inputs.x]
+file = "warm.raw"
+[compiled_for]
+runtime = "tensorrt_rtx"
+version = "1.7.1"
+compute_capabilities = ["8.0", "9.0"]
+[parameters]
+verbose = true""",
+)
+
+
+def test_all_that_a_description_may_say_arrives(tmp_path: Path) -> None:
+    manifest = read_model_folder(_folder(tmp_path, "instances = 2\nmemory_bytes = 9\n" + WHOLE)).manifest
+    assert (manifest.instances, manifest.memory_bytes, manifest.parameters["verbose"]) == (2, 9, "true")
+    batching, sequences = manifest.batching, manifest.sequence_batching
+    assert (batching.priority_levels, batching.default_priority_level, batching.preserve_ordering) == (2, 2, True)
+    assert batching.default_queue_policy == models_pb2.QueuePolicy(
+        timeout_action=models_pb2.TIMEOUT_ACTION_DELAY, default_timeout_us=1000
+    )
+    assert batching.priority_queue_policies[1].allow_timeout_override
+    assert batching.priority_queue_policies[1].max_queue_size == 8
+    assert (sequences.strategy, sequences.max_sequences) == (models_pb2.SEQUENCE_STRATEGY_OLDEST, 16)
+    assert sequences.controls[0].kind == models_pb2.SEQUENCE_CONTROL_KIND_START
+    assert list(sequences.states[0].shape) == [4]
+    full, from_file = manifest.warm_ups
+    assert (full.rows, full.count, full.inputs["x"].random, list(full.inputs["x"].shape)) == (8, 2, True, [3])
+    assert from_file.inputs["x"].file == "warm.raw"
+    assert list(manifest.compiled_for.compute_capabilities) == ["8.0", "9.0"]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -58,6 +127,17 @@ def test_a_folder_becomes_a_manifest(tmp_path: Path) -> None:
         (("shape = [-1]", "shape = [-2]"), "shape"),
         (("name = ", "name "), "cannot be read"),
         (('engine = "onnx"', 'engine = "onnx"\ntask = "poetry"'), "task"),
+        (("max_batch_size = 8", "max_batch_size = 99999999999"), "too large"),
+        (("[parameters]", "[batching]\nqueue = 3\n[parameters]"), r"\[batching\] 'queue' is not a field"),
+        (("[parameters]", "[batching]\npreferred_batch_sizes = 4\n[parameters]"), "preferred_batch_sizes is 4; a list"),
+        (
+            ("[parameters]", "[batching.default_queue_policy]\ntimeout_action = 'wait'\n[parameters]"),
+            r"\[batching.default_queue_policy\] timeout_action is 'wait'; it can be: reject, delay",
+        ),
+        (("[parameters]", "[batching.priority_queue_policies.high]\n[parameters]"), "'high' is no priority"),
+        (("[parameters]", "[[sequence_batching.controls]]\ninput = 's'\nkind = 'go'\n[parameters]"), "kind is 'go'"),
+        (("[parameters]", "[[warm_ups]]\n[warm_ups.inputs.x]\ndata = 'noise'\n[parameters]"), "data is 'noise'"),
+        (("[parameters]", "[compiled_for]\nruntime = 'tensorrt_rtx'\n[parameters]"), "version"),
     ],
 )
 def test_a_wrong_description_names_the_field(tmp_path: Path, change: tuple[str, str], says: str) -> None:
