@@ -1,14 +1,17 @@
 # make up     installs what the mesh needs and runs it on loopback; Ctrl-C stops it
 # make test   installs what the tests need and runs all of them
 # make check  format, lint, types, layering, contracts, stubs, secrets
+# make engines  installs what the tests of the optional engines need (torch, TensorFlow Lite, TensorRT); else they skip
 # make bench  the figures of the bar (benchmarks/)
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 CODE    = gateway placement scheduler worker registry runtime cli build benchmarks tests
 UP      ?=
+# A build for CPUs is enough: where the index has none, pass a file.
+TORCH   ?= torch==2.13.0
 
-.PHONY: up test check format protos lock bench clean
+.PHONY: up test check format protos lock engines bench clean
 
 up: $(VENV)/.runtime
 	$(BIN)/penstock up $(UP)
@@ -33,6 +36,8 @@ format: $(VENV)/.dev
 protos: $(VENV)/.dev
 	$(BIN)/python build/protos.py
 
+engines: $(VENV)/.engines
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.serving --empty
 
@@ -40,6 +45,7 @@ bench: $(VENV)/.dev
 lock:
 	uv pip compile pyproject.toml --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -q -o requirements/runtime.txt
 	uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -q -o requirements/dev.txt
+	uv pip compile requirements/engines.in --no-deps --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -q -o requirements/engines.txt
 	uv pip compile requirements/build.in -c requirements/dev.txt --generate-hashes --no-emit-index-url --no-header --python-version 3.11 -q -o requirements/build.txt
 
 $(VENV)/bin/python:
@@ -54,6 +60,11 @@ $(VENV)/.runtime: requirements/runtime.txt requirements/build.txt pyproject.toml
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/.engines: requirements/engines.txt $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/engines.txt
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(TORCH)
 	@touch $@
 
 clean:

@@ -15,6 +15,7 @@ from cli import options
 app = typer.Typer(
     name="penstock", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich"
 )
+_PROFILE_HELP = "NAME:MIN,OPT,MAX of an input, such as input:1x3x224x224,8x3x224x224,32x3x224x224; repeatable"
 SERVICES = ("registry", "scheduler", "gateway", "worker")
 
 
@@ -117,6 +118,44 @@ def fleet(data: options.Data = None) -> None:
 
     async def work() -> None:
         await show_fleet(read_profile(data))
+
+    run(work())
+
+
+@app.command("build-engine")
+def build_engine_command(
+    source: Annotated[Path, typer.Argument(help="model as an ONNX file, or a folder of ONNX Runtime GenAI's model builder")],
+    output: Annotated[Path, typer.Option(help="model folder to write: model.plan and model.toml")],
+    profile: Annotated[list[str] | None, typer.Option(help=_PROFILE_HELP)] = None,
+    max_batch_size: Annotated[int, typer.Option(min=0, help="rows, instead of profiles, where only batches vary")] = 0,
+    target: Annotated[list[str] | None, typer.Option(help="GPUs: sm80,sm89 or 8.0, or current; repeatable")] = None,
+    precision: Annotated[str, typer.Option(help="fp32, fp16, bf16, or int8 (of a quantised graph)")] = "fp32",
+    tf32: Annotated[bool, typer.Option(help="let FP32 products round to TF32, as TensorRT does by itself")] = True,
+    runtime: Annotated[str, typer.Option(help="tensorrt_rtx or tensorrt [default: which is installed]")] = "",
+    version_compatible: Annotated[bool, typer.Option(help="a plan for tensorrt_lean; of the full TensorRT only")] = False,
+    sequences: Annotated[int, typer.Option(min=1, max=1024, help="generations side by side, of a language model")] = 8,
+    context_length: Annotated[int, typer.Option(min=0, help="tokens of a language model's sequence [default: its own]")] = 0,
+    name: Annotated[str, typer.Option(help="model name [default: the folder's]")] = "",
+) -> None:
+    """Compile an ONNX model for TensorRT, with or without a GPU here."""
+    from rich.console import Console
+
+    from cli.build_engine import build_engine, build_language_engine, build_options, summary
+    from cli.run import run
+    from worker.engines.tensorrt_language import LanguageOptions, is_language_folder
+
+    async def work() -> None:
+        chosen = build_options(
+            profile or [], target or [], precision, max_batch_size, tf32=tf32, version_compatible=version_compatible
+        )
+        console = Console(stderr=True)
+        if is_language_folder(source):
+            language = LanguageOptions(sequences, context_length)
+            built = await build_language_engine(source, output, chosen, language, runtime=runtime, name=name, console=console)
+        else:
+            built = await build_engine(source, output, chosen, runtime=runtime, name=name, console=console)
+        for line in summary(built, output):
+            typer.echo(line)
 
     run(work())
 

@@ -18,6 +18,7 @@ from cli.profile import Profile
 from runtime.errors import Code, PenstockError
 from runtime.grpc_core import tune
 from runtime.identity import Authority, NodeIdentity, Role
+from worker.machine_memory import read_memory_limit_bytes
 
 
 class EtcdMissing(PenstockError, code=Code.FAILED_PRECONDITION, reason="ETCD_MISSING"):
@@ -95,6 +96,7 @@ def plan_mesh(options: MeshOptions) -> Mesh:
             registry_address=f"127.0.0.1:{registry_port}",
             trusted_signers=str(data / "trusted-signers"),
             cache_dir=str(data / "workers" / f"worker-{number}"),
+            memory_bytes=read_memory_limit_bytes() // options.workers,
         )
         for number in range(1, options.workers + 1)
     ]

@@ -19,7 +19,7 @@ from gateway.metrics import GatewayMetrics
 from gateway.retries import RetryBudget
 from placement.policy import choose
 from placement.types import CopyState, Granted, Outcome, Refusal, Refused, Request, Strategy
-from runtime.errors import Code, DeadlineExceeded, PenstockError
+from runtime.errors import Code, DeadlineExceeded, PenstockError, UpstreamBusy, UpstreamUnavailable
 from runtime.ids import WorkerId
 
 MAX_ATTEMPTS = 3
@@ -248,7 +248,7 @@ def unknown_model(model: str, version: str = "") -> ModelUnknown:
 
 
 def _outcome(error: PenstockError) -> Outcome:
-    if error.code is Code.UNAVAILABLE:
+    if error.code is Code.UNAVAILABLE and not isinstance(error, UpstreamUnavailable):
         return Outcome.PATH_FAILED
     return Outcome.UNKNOWN if error.code is Code.DEADLINE_EXCEEDED else Outcome.ANSWERED
 
@@ -257,6 +257,8 @@ def _may_retry(error: PenstockError) -> bool:
     """Whether another worker may fare better. NOT_FOUND: the copy was unloaded while the view still showed it."""
     if isinstance(error, LinkLost):
         return not error.started
+    if isinstance(error, UpstreamBusy):
+        return False
     return error.code in (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.NOT_FOUND)
 
 

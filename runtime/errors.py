@@ -112,6 +112,14 @@ class Internal(PenstockError, code=Code.INTERNAL, reason="INTERNAL"):
     """A bug of ours."""
 
 
+class UpstreamBusy(PenstockError, code=Code.RESOURCE_EXHAUSTED, reason="UPSTREAM_RATE_LIMITED"):
+    """Somebody else's API, for which a model stands, takes no more for now; every copy of the model asks the same one."""
+
+
+class UpstreamUnavailable(PenstockError, code=Code.UNAVAILABLE, reason="UPSTREAM_UNAVAILABLE"):
+    """Somebody else's API, for which a model stands, cannot be reached, fails, or broke off. The worker itself is well."""
+
+
 _BY_CODE: dict[Code, type[PenstockError]] = {
     kind.code: kind
     for kind in (

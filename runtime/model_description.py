@@ -245,7 +245,7 @@ class _Table:
 
     def shape(self, field: str) -> list[int]:
         sizes = self._content.get(field)
-        if not isinstance(sizes, list) or not all(_is_number(size) or size == -1 for size in sizes):
+        if not isinstance(sizes, list) or not all(_is_number(size) or (type(size) is int and size == -1) for size in sizes):
             raise self.refused(f"{field} is {sizes!r}; it is a list of sizes, -1 for one that varies")
         return sizes
 

@@ -58,7 +58,7 @@ def read_model_folder(folder: Path) -> ModelFolder:
         content = tomllib.loads(description.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelFolderRefused(f"{folder} holds no {DESCRIPTION}; a model folder needs one beside its files") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # tomllib has more than its own error for what nobody means
         raise ModelFolderRefused(f"{description} cannot be read: {error}") from error
     manifest = describe(str(description), content)
     files = tuple(_files(folder))

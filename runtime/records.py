@@ -11,12 +11,15 @@ from dataclasses import dataclass
 import nacl.exceptions
 import nacl.signing
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from google.protobuf.message import DecodeError
 from penstock.worker.v1 import presence_pb2
 
 from runtime.errors import Code, PenstockError
 from runtime.identity import NodeIdentity, Peer, node_id_of, peer_of_certificate
+
+_UNREADABLE = (ValueError, TypeError, x509.ExtensionNotFound, x509.InvalidVersion, UnsupportedAlgorithm)
+"""What `cryptography` raises for bytes that only look like a certificate."""
 
 
 class RecordRefused(PenstockError, code=Code.PERMISSION_DENIED, reason="RECORD_REFUSED"):
@@ -79,5 +82,5 @@ class RecordVerifier:
             certificate = x509.load_der_x509_certificate(der)
             certificate.verify_directly_issued_by(self._authority)
             return peer_of_certificate(certificate), certificate.not_valid_after_utc.timestamp()
-        except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound, PenstockError) as error:
+        except (*_UNREADABLE, InvalidSignature, PenstockError) as error:
             raise RecordRefused("the record's certificate was not issued by this mesh's authority") from error

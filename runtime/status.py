@@ -114,6 +114,8 @@ def _unary(behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
             return await behaviour(request, context)
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
+        except grpc.aio.InternalError as gone:  # a batch failed, because the peer left
+            raise asyncio.CancelledError from gone
         except Exception as error:
             await abort(context, translated(error, method))
 
@@ -131,6 +133,8 @@ def _stream(behaviour: Callable[..., Any], method: str) -> Callable[..., Any]:
                 yield response
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
+        except grpc.aio.InternalError as gone:  # a batch failed, because the peer left
+            raise asyncio.CancelledError from gone
         except Exception as error:
             await abort(context, translated(error, method))
 

@@ -26,14 +26,18 @@ _SECRET_WORDS = ("authorization", "secret", "password", "api_key", "token", "pro
 
 def configure_logging(service: str, *, level: str = "info", human: bool = False) -> None:
     """Log to stderr: one JSON object a line, or coloured text where a person reads along."""
-    renderer: Any = structlog.dev.ConsoleRenderer() if human else structlog.processors.JSONRenderer()
+    # Never with the frames' local variables, which hold what callers sent.
+    exceptions = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    renderer: Any = structlog.processors.JSONRenderer()
+    if human:
+        renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             add_ids,
             redact,
-            structlog.processors.dict_tracebacks if not human else structlog.dev.set_exc_info,
+            structlog.processors.ExceptionRenderer(exceptions) if not human else structlog.dev.set_exc_info,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
@@ -61,9 +65,11 @@ def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[s
     return event
 
 
-def start_metrics_endpoint(host: str, port: int) -> int:
+def start_metrics_endpoint(
+    host: str, port: int, registry: prometheus_client.CollectorRegistry = prometheus_client.REGISTRY
+) -> int:
     """Serve Prometheus metrics over HTTP from a thread of its own; returns the bound port. Port 0 picks a free one."""
-    server, _ = prometheus_client.start_http_server(port, addr=host)
+    server, _ = prometheus_client.start_http_server(port, addr=host, registry=registry)
     return int(server.server_port)
 
 
@@ -73,12 +79,13 @@ def configure_tracing(service: str, otlp_endpoint: str | None) -> Sequence[grpc.
         return ()
     from opentelemetry import trace
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-    from opentelemetry.instrumentation.grpc import aio_server_interceptor
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    from runtime.server_spans import server_spans
+
     provider = TracerProvider(resource=Resource.create({"service.name": f"penstock-{service}"}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=otlp_endpoint, insecure=True)))
     trace.set_tracer_provider(provider)
-    return (aio_server_interceptor(),)  # type: ignore[no-untyped-call]
+    return (server_spans(trace.get_tracer("penstock.rpc")),)

@@ -16,14 +16,17 @@ from runtime.identity import load_identity
 from runtime.ids import WorkerId
 from runtime.process import announce, run_service, started
 from runtime.telemetry import configure_logging, configure_tracing
+from worker.code_trust import CodeSigners
 from worker.config import WorkerSettings
+from worker.copies import open_model
 from worker.execution import Execution
-from worker.front import opened_front, opened_metrics
+from worker.front import opened_front, opened_metrics, quota_of
 from worker.inference import TableInference
 from worker.lifecycle import Holdings
 from worker.membership import membership_of
 from worker.presence_codec import copy_messages
-from worker.standalone import check_alone, load_folders, opened_table
+from worker.standalone import check_alone, opened_repository, opened_table
+from worker.upstream_keys import UpstreamAccess
 
 
 async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
@@ -33,17 +36,29 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
     check_alone(settings)
     identity = load_identity(settings.identity_dir) if settings.identity_dir else None
     worker_id, holdings = WorkerId(identity.node_id if identity else "standalone"), Holdings()
+    open_copy = partial(
+        open_model,
+        upstreams=UpstreamAccess(settings.upstream_keys, settings.upstream_hosts),
+        code=CodeSigners(settings.code_signers, settings.allow_unsigned_code),
+    )
     async with AsyncExitStack() as stack:
         table = await stack.enter_async_context(opened_table())
-        membership = membership_of(settings, identity, table, holdings)
-        inference = TableInference(table, max_in_flight=settings.max_in_flight)
-        execution = Execution(inference, worker_id, stop, copies=lambda: copy_messages(holdings, draining=execution.draining))
-        await load_folders(settings.model_folder, table, holdings)
-        store = await stack.enter_async_context(membership.following_orders()) if membership else None
-        front = opened_front(settings, identity, table, inference, execution, interceptors)
+        membership = membership_of(settings, identity, table, holdings, open_copy)
+        following = await stack.enter_async_context(membership.following_orders()) if membership else None
+        repository = await stack.enter_async_context(opened_repository(settings, table, holdings, open_copy, stop))
+        inference = TableInference(table, quota=quota_of(settings))
+        execution = Execution(
+            inference,
+            worker_id,
+            stop,
+            copies=lambda: copy_messages(holdings, draining=execution.draining),
+            models=following.models if following else None,
+            changed=holdings.tell,
+        )
+        front = opened_front(settings, identity, table, inference, execution, interceptors, repository)
         ports = await stack.enter_async_context(front)
-        if membership and store:
-            await stack.enter_async_context(membership.present(store, ports, lambda: execution.draining))
+        if membership and following:
+            await stack.enter_async_context(membership.present(following.store, ports, lambda: execution.draining))
         metrics_port = opened_metrics(settings, table, inference)
         bound = {"port": ports.inner, "kserve_port": ports.kserve, "metrics_port": metrics_port}
         structlog.get_logger("penstock.worker").info("serving", worker_id=worker_id, **bound)

@@ -6,20 +6,21 @@
     models/9c1e…/      a loaded model's folder, hard-linked from files/; made at load, gone at unload
 
 Owns the folder, alone: a lock keeps a second process out. Bounded by bytes: what was used longest ago goes first, and never
-what is pinned. Blocking; call it in a thread. Never asks the registry.
+what is pinned or being read. What was verified is known by its inode, size and time of change until it is opened, so that one
+exchanged after its check is noticed. Whole files that this process verified are lent to others. Blocking; call it in a thread.
+Never asks the registry.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
-from collections import OrderedDict
+import time
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from io import FileIO
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
@@ -28,22 +29,26 @@ import structlog
 
 from runtime.errors import Code, PenstockError
 from runtime.ids import Digest
-from runtime.model_folder import hash_file
+from worker.disk_files import (
+    CacheFull,
+    FileSwapped,
+    Reception,
+    Verified,
+    copied,
+    full_disk_named,
+    opened,
+    opened_if_there,
+    sha256_of,
+)
 from worker.manifest import ManifestFile, is_sha256
 
 MANIFESTS_KEPT = 1_000
-_BLOCK_BYTES = 1 << 20
 _LINKLESS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _log = structlog.get_logger("penstock.cache")
 
 
 class CacheInUse(PenstockError, code=Code.FAILED_PRECONDITION, reason="CACHE_IN_USE"):
     """Another worker works in that folder."""
-
-
-class CacheFull(PenstockError, code=Code.FAILED_PRECONDITION, reason="CACHE_FULL"):
-    """A model's files do not fit beside those that are in use."""
 
 
 class FileCache:
@@ -57,6 +62,10 @@ class FileCache:
         """Bytes by sha256, of whole files and of what a transfer will take; used longest ago first."""
         self._pins: dict[Digest, frozenset[str]] = {}
         """Files that a model needs, by the model's digest."""
+        self._lent: Counter[str] = Counter()
+        self._verified: dict[str, Verified] = {}
+        self._laid_out: dict[Digest, dict[Path, Verified]] = {}
+        """The files of assembled folders."""
         self._guard = Lock()
 
     @property
@@ -83,22 +92,47 @@ class FileCache:
         """Whether the file is here whole, by size and sha256. One that differs is deleted."""
         path = self._files / file.sha256
         try:
-            if path.stat().st_size == file.size_bytes and hash_file(path) == file.sha256:
-                os.utime(path)
-                return True
+            with opened(path) as stream:
+                if os.fstat(stream.fileno()).st_size == file.size_bytes and sha256_of(stream) == file.sha256:
+                    self._verified[file.sha256] = seen = Verified.of(os.fstat(stream.fileno()))
+                    os.utime(stream.fileno(), ns=(time.time_ns(), seen.changed_ns))  # when it was used, not changed
+                    return True
         except FileNotFoundError:
             return False
+        except OSError as error:
+            if error.errno != errno.ELOOP:  # a symbolic link is no file of ours
+                raise
         _log.warning("cached_file_differs", sha256=file.sha256)
+        self._verified.pop(file.sha256, None)
         path.unlink(missing_ok=True)
         return False
+
+    @contextmanager
+    def lent(self, sha256: Digest) -> Iterator[BinaryIO | None]:
+        """A whole file that this process verified, to read; None if there is none. It is not dropped meanwhile."""
+        with self._guard:
+            self._lent[sha256] += 1
+        try:
+            known = self._verified.get(sha256)
+            stream = opened_if_there(self._files / sha256) if known else None
+            if stream is None:
+                yield None
+                return
+            with stream:
+                yield stream if Verified.of(os.fstat(stream.fileno())) == known else None
+        finally:
+            with self._guard:
+                self._lent[sha256] -= 1
+                if not self._lent[sha256]:
+                    del self._lent[sha256]
 
     def resume(self, file: ManifestFile) -> Reception:
         """Go on with what came of the file before."""
         path = self._partial / file.sha256
-        with _full_disk_named():
+        with full_disk_named():
             stream = path.open("a+b", buffering=0)  # what a full disk did not take must not wait for close()
         try:
-            reception = Reception(file, path, self._files / file.sha256, stream)
+            reception = Reception(file, path, self._files / file.sha256, stream, self._verified)
             reception.read_what_came()
         except BaseException:
             stream.close()
@@ -106,18 +140,42 @@ class FileCache:
         return reception
 
     def assemble(self, digest: Digest, files: Iterable[ManifestFile]) -> Path:
-        """A folder with these files under their paths."""
+        """A folder with these verified files under their paths. Raises FileSwapped for one that is not what was verified."""
         folder = self._models / digest
         self.dismantle(digest)
-        with _full_disk_named():
+        laid_out: dict[Path, Verified] = {}
+        with full_disk_named():
             for file in files:
                 target = folder / file.path
                 target.parent.mkdir(parents=True, exist_ok=True)
-                _link(self._files / file.sha256, target)
+                laid_out[target] = self._laid(file, target)
+        self._laid_out[digest] = laid_out
         return folder
 
+    def check(self, digest: Digest) -> None:
+        """The folder's files are still the ones that were verified. Raises FileSwapped."""
+        for path, verified in self._laid_out.get(digest, {}).items():
+            if Verified.at(path) != verified:
+                raise FileSwapped(f"file {path.name!r} of {digest} was changed after it was verified; see who writes there")
+
     def dismantle(self, digest: Digest) -> None:
+        self._laid_out.pop(digest, None)
         shutil.rmtree(self._models / digest, ignore_errors=True)
+
+    def _laid(self, file: ManifestFile, target: Path) -> Verified:
+        """A hard link, which lives on when the cache lets go of the file; a verified copy where the file system has none."""
+        source = self._files / file.sha256
+        known = self._verified.get(file.sha256)
+        try:
+            target.hardlink_to(source)
+        except OSError as error:
+            if error.errno not in _LINKLESS:
+                raise
+            return copied(source, target, file)
+        found = Verified.at(target)
+        if found is None or found != known:
+            raise FileSwapped(f"file {file.path!r} was changed after it was verified; load the model again")
+        return found
 
     def manifest(self, digest: Digest) -> bytes | None:
         try:
@@ -127,7 +185,7 @@ class FileCache:
 
     def keep_manifest(self, digest: Digest, raw: bytes) -> None:
         draft = self._manifests / f".{digest}"
-        with _full_disk_named():
+        with full_disk_named():
             draft.write_bytes(raw)
             draft.replace(self._manifests / digest)
 
@@ -140,7 +198,7 @@ class FileCache:
         for made in (self._files, self._partial, self._manifests, self._models):
             made.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = [*self._files.iterdir(), *self._partial.iterdir()]
-        for file in sorted(found, key=lambda file: file.stat().st_mtime_ns):
+        for file in sorted(found, key=lambda file: file.stat().st_atime_ns):
             if is_sha256(file.name):
                 self._entries[file.name] = self._entries.pop(file.name, 0) + file.stat().st_size
         manifests = sorted(self._manifests.iterdir(), key=lambda file: file.stat().st_mtime_ns)
@@ -153,11 +211,12 @@ class FileCache:
 
     def _make_room(self, more_bytes: int) -> None:
         excess_bytes = self.used_bytes + more_bytes - self._limit_bytes
-        pinned: frozenset[str] = frozenset().union(*self._pins.values())
+        pinned: frozenset[str] = frozenset(self._lent).union(*self._pins.values())
         for sha256 in [sha256 for sha256 in self._entries if sha256 not in pinned]:
             if excess_bytes <= 0:
                 break
             excess_bytes -= self._entries.pop(sha256)
+            self._verified.pop(sha256, None)
             for folder in (self._files, self._partial):
                 (folder / sha256).unlink(missing_ok=True)
             _log.info("cached_file_dropped", sha256=sha256)
@@ -168,54 +227,10 @@ class FileCache:
             )
 
 
-class Reception:
-    """A file that is being received. Closed by who opened it."""
-
-    def __init__(self, file: ManifestFile, path: Path, target: Path, stream: FileIO) -> None:
-        self._file, self._path, self._target, self._stream = file, path, target, stream
-        self._hasher = hashlib.sha256()
-        self.received_bytes = 0
-
-    def read_what_came(self) -> None:
-        self._stream.seek(0)
-        while block := self._stream.read(_BLOCK_BYTES):
-            self._hasher.update(block)
-            self.received_bytes += len(block)
-        if self.received_bytes > self._file.size_bytes:
-            self.discard()
-
-    @property
-    def complete(self) -> bool:
-        return self.received_bytes == self._file.size_bytes
-
-    def append(self, data: bytes) -> None:
-        with _full_disk_named():
-            rest = memoryview(data)
-            while rest:
-                rest = rest[self._stream.write(rest) :]
-        self._hasher.update(data)
-        self.received_bytes += len(data)
-
-    def finish(self) -> bool:
-        """Make it a file of the cache; False, and what came is discarded, if it is not the content that was asked for."""
-        if self._hasher.hexdigest() != self._file.sha256:
-            self.discard()
-            return False
-        self._path.replace(self._target)
-        return True
-
-    def discard(self) -> None:
-        self._stream.truncate(0)
-        self._hasher, self.received_bytes = hashlib.sha256(), 0
-
-    def close(self) -> None:
-        self._stream.close()
-
-
 @contextmanager
 def open_cache(folder: Path, limit_bytes: int) -> Iterator[FileCache]:
     """The cache in this folder, made if there is none. Raises CacheInUse."""
-    with _full_disk_named():
+    with full_disk_named():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = (folder / "lock").open("ab")
     with closing(lock):
@@ -226,23 +241,3 @@ def open_cache(folder: Path, limit_bytes: int) -> Iterator[FileCache]:
         cache = FileCache(folder, limit_bytes, lock)
         cache.read_folder()
         yield cache
-
-
-def _link(file: Path, target: Path) -> None:
-    """A hard link, which lives on when the cache lets go of the file; a copy where the file system has none."""
-    try:
-        target.hardlink_to(file)
-    except OSError as error:
-        if error.errno not in _LINKLESS:
-            raise
-        shutil.copyfile(file, target)
-
-
-@contextmanager
-def _full_disk_named() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise CacheFull(f"the disk has no room left for model files ({error.strerror}); free some, then load again") from error

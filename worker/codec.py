@@ -6,7 +6,7 @@ from google.protobuf.message import DecodeError
 from penstock.worker.v1 import worker_pb2
 
 from runtime.errors import InvalidArgument
-from worker.engine import Finish, Message, Piece, Sampling, TextRequest
+from worker.engine import Finish, Logprob, Message, Piece, Sampling, TextRequest
 
 _FINISHES = {
     None: worker_pb2.FINISH_REASON_UNSPECIFIED,
@@ -35,17 +35,27 @@ def parse_generate(payload: bytes) -> tuple[str, TextRequest]:
             top_p=sampling.top_p if sampling.HasField("top_p") else None,
             top_k=sampling.top_k if sampling.HasField("top_k") else None,
             seed=sampling.seed if sampling.HasField("seed") else None,
+            frequency_penalty=sampling.frequency_penalty if sampling.HasField("frequency_penalty") else None,
+            presence_penalty=sampling.presence_penalty if sampling.HasField("presence_penalty") else None,
+            repetition_penalty=sampling.repetition_penalty if sampling.HasField("repetition_penalty") else None,
         ),
         max_tokens=message.max_tokens,
         stop=tuple(message.stop),
         resume_token_ids=tuple(message.resume_token_ids),
+        top_logprobs=message.top_logprobs if message.HasField("top_logprobs") else None,
     )
 
 
 def generate_response(piece: Piece) -> bytes:
     """A serialised GenerateResponse; usage only where the generation ends."""
     response = worker_pb2.GenerateResponse(text=piece.text, token_ids=piece.token_ids, finish_reason=_FINISHES[piece.finish])
+    for each in piece.logprobs:
+        response.logprobs.add(chosen=_logprob(each.chosen), top=map(_logprob, each.top))
     if piece.finish is not None:
         response.usage.prompt_tokens = piece.prompt_tokens
         response.usage.completion_tokens = piece.completion_tokens
     return response.SerializeToString()
+
+
+def _logprob(logprob: Logprob) -> worker_pb2.Logprob:
+    return worker_pb2.Logprob(token_id=logprob.token_id, token=logprob.token, logprob=logprob.logprob)

@@ -8,7 +8,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from runtime.config import Port, ServiceSettings
-from worker.inference import DEFAULT_MAX_IN_FLIGHT
+from worker.quota import DEFAULT_MAX_IN_FLIGHT, DEFAULT_TENANT_SHARE
 
 
 def _cache_dir() -> Path:
@@ -28,6 +28,13 @@ class WorkerSettings(ServiceSettings):
         default=None,
         description="file of hex Ed25519 public keys, one a line, whose models are loaded; needed unless standalone",
     )
+    code_signers: Path | None = Field(
+        default=None,
+        description="file of lines '<hex Ed25519 key> <tenant or *>': whose code (engine python) runs for whom; none: nobody's",
+    )
+    allow_unsigned_code: bool = Field(
+        default=False, description="standalone only: run the code of folders as they lie, for whoever calls"
+    )
     cache_dir: Path = Field(default_factory=_cache_dir, description="folder for model files; one worker each")
     cache_bytes: int = Field(default=64 * 1024**3, gt=0, description="what the model files there may take")
     tiers: Path | None = Field(default=None, description="TOML file of tiers and their thresholds; none: A to D as documented")
@@ -40,9 +47,47 @@ class WorkerSettings(ServiceSettings):
     model_folder: tuple[Path, ...] = Field(
         default=(), description="standalone only, repeatable: folder with a model.toml to serve as it lies"
     )
-    loads_at_once: int = Field(default=2, gt=0, description="models loaded side by side")
+    model_repository: tuple[Path, ...] = Field(
+        default=(), description="standalone only, repeatable: folder whose sub-folders with a model.toml are served"
+    )
+    memory_bytes: int | None = Field(
+        default=None,
+        gt=0,
+        description="what open models may take together; none: 90 % of the machine's, or of the cgroup's limit",
+    )
+    loads_at_once: int = Field(default=2, gt=0, le=64, description="models loaded side by side")
+    load_attempts: int = Field(
+        default=6, gt=0, le=100, description="tries at a load in a row without progress, where the cause of failure may pass"
+    )
+    load_again_s: float = Field(
+        default=60.0, ge=1, le=86_400, description="after so long a load that failed of a cause that may pass is tried again"
+    )
+    artifact_reads_at_once: int = Field(default=4, gt=0, le=256, description="model files sent to other workers side by side")
+    peers_at_most: int = Field(
+        default=3, ge=0, le=16, description="workers asked for a model's files before the registry is; 0: none"
+    )
     lease_ttl_s: int = Field(default=15, gt=0, description="a worker that is gone is known to be after this time")
     heartbeat_s: float = Field(default=5.0, gt=0)
     leave_grace_s: float = Field(
         default=0.3, ge=0, description="between leaving the fleet and refusing requests, so that gateways hear of it first"
+    )
+    tenant_share: float = Field(
+        default=DEFAULT_TENANT_SHARE,
+        gt=0,
+        le=1,
+        description="part of max_in_flight, and of each model's queue, that a tenant may hold while it is alone; 1: all of it",
+    )
+    tenant_max_in_flight: int = Field(
+        default=0, ge=0, description="requests of one tenant taken at once; 0: as the share allows"
+    )
+    shared_memory_prefix: str | None = Field(
+        default=None,
+        description="open clients' POSIX shared memory whose names begin so, on the plaintext KServe port; none: off",
+    )
+    upstream_keys: Path | None = Field(
+        default=None, description="TOML file of the keys for upstream models, and the hosts that each may be sent to"
+    )
+    upstream_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="repeatable: host, *.domain, address or range that upstream models may call, beside loopback and keys'",
     )

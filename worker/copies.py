@@ -5,6 +5,7 @@ Which models are wanted is the reconciler's question.
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator
 from functools import partial
 from pathlib import Path
@@ -13,15 +14,18 @@ from typing import Literal, Protocol
 import structlog
 from inference import grpc_service_pb2
 
-from runtime.errors import PenstockError
-from worker.engine import EngineUnavailable, Piece, RemoteEngine, TextEngine, TextRequest
-from worker.engines import open_engine
+from worker.code_trust import CodeSigners, CodeTrust, TrustedCopy, brings_code
+from worker.engine import Piece, RemoteEngine, TextEngine, TextRequest
+from worker.engines import Engine, open_engine
 from worker.kserve import RequestCodec
 from worker.lane import ThreadLane, thread_name
+from worker.remote_model import open_remote
 from worker.statistics import CopyStatistics
 from worker.tensor_model import TensorModel
 from worker.text_model import TextModel
+from worker.threads import in_thread
 from worker.types import CallContext, Kind, ModelSpec
+from worker.upstream_keys import UpstreamAccess
 from worker.warm_up import warm_up
 
 _log = structlog.get_logger("penstock.models")
@@ -39,6 +43,11 @@ class OpenCopy(Protocol):
     @property
     def pending_requests(self) -> int:
         """Requests that wait for the engine."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is in flight or waits."""
         ...
 
     async def drained(self) -> None:
@@ -79,23 +88,55 @@ class TextCopy(OpenCopy, Protocol):
 LoadedModel = TensorCopy | TextCopy
 
 
-async def open_model(spec: ModelSpec, folder: Path) -> LoadedModel:
-    """Open and warm up, off the loop. Raises EngineUnavailable, ModelRefused."""
+async def open_model(
+    spec: ModelSpec, folder: Path, upstreams: UpstreamAccess | None = None, code: CodeSigners | None = None
+) -> LoadedModel:
+    """Open and warm up, off the loop. `code` says whose code may run; nobody's where it is left out.
+
+    Raises EngineUnavailable, ModelRefused, CodeNotTrusted, WarmUpFailed; what a remote one's API refuses.
+    """
+    begun_s = time.monotonic()
+    loaded = await _opened_copy(spec, folder, upstreams, code)
+    loaded.statistics.load_s = time.monotonic() - begun_s
+    return loaded
+
+
+async def _opened_copy(
+    spec: ModelSpec, folder: Path, upstreams: UpstreamAccess | None, code: CodeSigners | None
+) -> LoadedModel:
+    trust = await in_thread((code or CodeSigners()).read) if brings_code(spec) else CodeTrust()
+    trust.check_load(spec)
     lane = ThreadLane(thread_name(spec))
+    opened: list[Engine] = []
+
+    def opening() -> Engine:
+        opened.append(open_engine(spec, folder, upstreams))
+        return opened[0]
+
     try:
-        engine = await lane.call(partial(open_engine, spec, folder))
+        engine = await lane.call(opening)
         if isinstance(engine, RemoteEngine):
-            raise EngineUnavailable(f"engine {spec.engine!r} is not served here yet")
-        try:
-            await lane.call(partial(warm_up, spec, engine))
-        except PenstockError as error:
-            # Zeros may be no sensible input; the first real request will tell.
-            _log.warning("warm_up_failed", model=spec.model, version=spec.version, reason=error.message)
+            remote = await open_remote(spec, engine)
+            lane.close()
+            return remote
+        await lane.call(partial(warm_up, spec, engine, folder))
         if isinstance(engine, TextEngine):
             model = TextModel(spec, engine)
             lane.close()
             return model
-        return TensorModel(spec, engine, lane)
+        tensors = TensorModel(spec, engine, lane)
+        return TrustedCopy(tensors, trust) if brings_code(spec) else tensors
     except BaseException:
+        lane.submit(partial(_close, opened), _ignore)  # also one that is still opening: the lane comes to this afterwards
         lane.close()
         raise
+
+
+def _close(opened: list[Engine]) -> None:
+    for engine in opened:
+        if not isinstance(engine, RemoteEngine):
+            engine.close()
+
+
+def _ignore(_: None, __: BaseException | None) -> None:
+    return

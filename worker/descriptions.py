@@ -1,20 +1,16 @@
-"""What a model is and has done, as the KServe contract's messages say it: metadata, configuration, statistics.
+"""What a model is and has done, as the KServe contract's messages say it: metadata and statistics.
 
-A codec, one way. perf_analyzer reads metadata and configuration before it starts, and statistics after every window.
+A codec, one way. The configuration, which perf_analyzer reads too before it starts, is `model_config.py`'s.
 """
 
 from __future__ import annotations
 
-from inference import grpc_service_pb2, model_config_pb2
+from inference import grpc_service_pb2
 
-from worker.batching import DEFAULT_QUEUE_SIZE
 from worker.copies import LoadedModel
-from worker.datatypes import DATATYPES
-from worker.statistics import Duration
+from worker.model_config import platform_of
+from worker.statistics import Duration, ResponseTimes
 from worker.types import ModelSpec, TensorSpec
-
-_PLATFORMS = {"onnx": ("onnxruntime_onnx", "onnxruntime"), "llm": ("onnxruntime_genai", "onnxruntime_genai")}
-"""Triton's platform and backend by engine."""
 
 
 def metadata_of(spec: ModelSpec, versions: list[str]) -> grpc_service_pb2.ModelMetadataResponse:
@@ -22,50 +18,10 @@ def metadata_of(spec: ModelSpec, versions: list[str]) -> grpc_service_pb2.ModelM
     return grpc_service_pb2.ModelMetadataResponse(
         name=spec.model,
         versions=versions,
-        platform=_PLATFORMS.get(spec.engine, (spec.engine, spec.engine))[0],
+        platform=platform_of(spec).platform,
         inputs=[_tensor_metadata(spec, tensor) for tensor in spec.inputs],
         outputs=[_tensor_metadata(spec, tensor) for tensor in spec.outputs],
     )
-
-
-def config_of(spec: ModelSpec) -> model_config_pb2.ModelConfig:
-    """Triton's ModelConfig; dims leave out the batch dimension."""
-    platform, backend = _PLATFORMS.get(spec.engine, (spec.engine, spec.engine))
-    device = spec.parameters.get("device", "cpu")
-    kinds = model_config_pb2.ModelInstanceGroup
-    config = model_config_pb2.ModelConfig(
-        name=spec.model,
-        platform=platform,
-        backend=backend,
-        version_policy=model_config_pb2.ModelVersionPolicy(latest=model_config_pb2.ModelVersionPolicy.Latest(num_versions=1)),
-        max_batch_size=spec.max_batch_size,
-        input=[
-            model_config_pb2.ModelInput(
-                name=tensor.name, data_type=_number(tensor), dims=tensor.shape, optional=tensor.optional
-            )
-            for tensor in spec.inputs
-        ],
-        output=[
-            model_config_pb2.ModelOutput(name=tensor.name, data_type=_number(tensor), dims=tensor.shape)
-            for tensor in spec.outputs
-        ],
-        instance_group=[
-            model_config_pb2.ModelInstanceGroup(
-                name=f"{spec.model}_0", kind=kinds.KIND_CPU if device == "cpu" else kinds.KIND_GPU, count=1
-            )
-        ],
-        parameters={key: model_config_pb2.ModelParameter(string_value=value) for key, value in sorted(spec.parameters.items())},
-    )
-    if spec.max_batch_size > 0:
-        batching = config.dynamic_batching
-        batching.preferred_batch_size.extend(spec.batching.preferred_batch_sizes)
-        batching.max_queue_delay_microseconds = spec.batching.max_queue_delay_us
-        batching.preserve_ordering = True
-        batching.default_queue_policy.allow_timeout_override = True
-        batching.default_queue_policy.max_queue_size = spec.batching.max_queue_size or DEFAULT_QUEUE_SIZE
-    if spec.decoupled:
-        config.model_transaction_policy.decoupled = True
-    return config
 
 
 def statistics_of(loaded: LoadedModel) -> grpc_service_pb2.ModelStatistics:
@@ -97,6 +53,8 @@ def statistics_of(loaded: LoadedModel) -> grpc_service_pb2.ModelStatistics:
             )
             for rows, times in sorted(counted.batches.items())
         ],
+        memory_usage=_memory_usage(loaded.spec, counted.memory_bytes),
+        response_stats={str(index): _responses(times) for index, times in enumerate(counted.responses)},
     )
 
 
@@ -109,5 +67,18 @@ def _tensor_metadata(spec: ModelSpec, tensor: TensorSpec) -> grpc_service_pb2.Mo
     return grpc_service_pb2.ModelMetadataResponse.TensorMetadata(name=tensor.name, datatype=tensor.datatype, shape=shape)
 
 
-def _number(tensor: TensorSpec) -> model_config_pb2.DataType.ValueType:
-    return model_config_pb2.DataType.ValueType(DATATYPES[tensor.datatype].number)
+def _responses(times: ResponseTimes) -> grpc_service_pb2.InferResponseStatistics:
+    return grpc_service_pb2.InferResponseStatistics(
+        compute_infer=_duration(times.compute_infer),
+        compute_output=_duration(times.compute_output),
+        success=_duration(times.success),
+        fail=_duration(times.fail),
+        empty_response=_duration(times.empty_response),
+        cancel=_duration(times.cancel),
+    )
+
+
+def _memory_usage(spec: ModelSpec, measured_bytes: int) -> list[grpc_service_pb2.MemoryUsage]:
+    """What was measured, else what the manifest says that an open copy takes; none where neither is known."""
+    taken_bytes = measured_bytes or spec.memory_bytes
+    return [grpc_service_pb2.MemoryUsage(type="CPU", id=0, byte_size=taken_bytes)] if taken_bytes else []

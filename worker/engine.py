@@ -135,23 +135,34 @@ class Piece:
 
 
 class Generation(Protocol):
-    """One generation under way."""
-
-    def step(self) -> Piece | None:
-        """Compute one token; None while its text is held back. Not called again after a piece with a finish."""
-        ...
+    """One generation, as its engine's `begin` made it."""
 
     def close(self) -> None:
-        """Free what it holds. Safe to call twice."""
+        """Free what it holds. Called by the thread that steps; safe to call twice."""
         ...
 
 
 @runtime_checkable
 class TextEngine(Protocol):
-    """An open model that turns text into text, token by token, for several generations by turns."""
+    """An open model that turns text into text, for several generations at once. They join and leave between any two steps."""
+
+    slots: int
+    """Generations that may be stepped and not closed at once."""
 
     def begin(self, request: TextRequest) -> Generation:
-        """Check and admit. Raises InvalidArgument for what exceeds the model's limits."""
+        """Check it and turn its prompt into tokens; takes no slot and computes nothing, so a refusal waits for nobody.
+
+        Called by one thread at a time, which need not be the one that steps. Raises InvalidArgument for what exceeds the
+        model's limits.
+        """
+        ...
+
+    def step(self, generations: Sequence[Generation]) -> Sequence[Piece | PenstockError | None]:
+        """One step of the batch: each of these, all from this engine's `begin`, goes on by one token or a part of its prompt.
+
+        An answer for each, in their order; None while there is no text to show. After an error or a piece with a finish a
+        generation is not given again. Between steps it may pause, its slot kept. Called by one thread.
+        """
         ...
 
     def close(self) -> None: ...

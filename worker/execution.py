@@ -1,4 +1,4 @@
-"""WorkerService: Execute streams for gateways, Status, and Drain.
+"""WorkerService: Execute streams for gateways, Status, Drain, and what `model_service.py` adds.
 
 Owns whether this worker still takes calls, and how it stops: refuse, finish what is open, cut off what outlasts the grace, end
 the streams, set `stop`. Each stream's calls are `worker.execution_stream`'s. Never runs inference itself.
@@ -22,6 +22,7 @@ from runtime.ids import WorkerId
 from runtime.serving import inner_peer
 from worker.execution_stream import Draining, ExecuteStream, StreamLimits
 from worker.frames import load_message, load_prefix
+from worker.model_service import ModelService
 from worker.types import Inference
 
 SERVICE = "penstock.worker.v1.WorkerService"
@@ -40,7 +41,10 @@ def _by_certificate(context: Context, roles: tuple[Role, ...]) -> object:
 
 
 class Execution:
-    """The worker's side of the inner hop. `register` is a `runtime.serving.Register`; `stop` is set once drained."""
+    """The worker's side of the inner hop. `register` is a `runtime.serving.Register`; `stop` is set once drained.
+
+    `changed` is called as a drain begins: what others are told of this worker's copies is different from then on.
+    """
 
     def __init__(
         self,
@@ -49,6 +53,8 @@ class Execution:
         stop: asyncio.Event,
         *,
         copies: Callable[[], Iterable[worker_pb2.ModelCopy]] = tuple,
+        models: ModelService | None = None,
+        changed: Callable[[], None] = lambda: None,
         limits: StreamLimits | None = None,
         authorise: Authorise = _by_certificate,
         rule: Callable[[], GatherRule] = AtOnce,
@@ -57,6 +63,8 @@ class Execution:
         self._worker_id = worker_id
         self._stop = stop
         self._copies = copies
+        self._models = models or ModelService()
+        self._changed = changed
         self._limits = limits or StreamLimits()
         self._authorise = authorise
         self._rule = rule
@@ -83,6 +91,7 @@ class Execution:
                 request_deserializer=worker_pb2.DrainRequest.FromString,
                 response_serializer=worker_pb2.DrainResponse.SerializeToString,
             ),
+            **self._models.handlers(self._authorise, self.refusal),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
@@ -101,6 +110,7 @@ class Execution:
         """
         if self._draining is None:
             self._draining = asyncio.create_task(self._drain(grace_s))
+            self._changed()
         await asyncio.shield(self._draining)
 
     def refusal(self) -> PenstockError | None:

@@ -34,6 +34,9 @@ from worker.types import Inference
 
 _log = structlog.get_logger("penstock.execution")
 
+_TELL_S = 0.5
+"""How old the load may be that the other end knows, while nothing else is written."""
+
 
 class StreamFull(PenstockError, code=Code.RESOURCE_EXHAUSTED, reason="STREAM_FULL"):
     """This stream, or the memory for payloads under way, holds as many calls as it may."""
@@ -113,10 +116,13 @@ class ExecuteStream:
                 self.announce()
                 writer = group.create_task(self._writer.run())
                 reader = group.create_task(self._read(read))
+                teller = group.create_task(self._tell())
                 how = await self._over
                 reader.cancel()
+                teller.cancel()
                 if how is not None:
                     self._cancel_all()
+                self._fail_unfinishable()
                 await self._idle.wait()
                 await self._writer.flush()
                 writer.cancel()
@@ -125,6 +131,14 @@ class ExecuteStream:
                 self._forget(call)
         if how is not None and not isinstance(how, _PeerGone):
             raise how
+
+    def _fail_unfinishable(self) -> None:
+        """No frame will come any more: neither the rest of a payload nor credit."""
+        for call in list(self._calls.values()):
+            if call.upload is not None:
+                self._fail(call, InvalidArgument("the stream's requests ended before this payload did; send all of it"))
+            elif call.more_credit is not None and not call.more_credit.done():
+                call.more_credit.set_result(None)
 
     def finish(self) -> None:
         """Take nothing further; `run` returns once what is open has ended."""
@@ -142,6 +156,12 @@ class ExecuteStream:
     def announce(self) -> None:
         """Send the load if it changed, although no answer is due."""
         self._writer.push(0, b"")
+
+    async def _tell(self) -> None:
+        """Tell a gateway that has no answers due how busy others keep this worker."""
+        while True:
+            await asyncio.sleep(_TELL_S)
+            self.announce()
 
     def _open_calls(self) -> int:
         return len(self._calls)
@@ -309,6 +329,8 @@ class ExecuteStream:
         try:
             async for answer in answers:
                 while call.credit <= 0:
+                    if self._over.done():
+                        raise InvalidArgument("the stream's requests ended while this call was out of credit; grant it before")
                     # The engine is not asked for a further answer before this one may leave.
                     call.more_credit = self._loop.create_future()
                     await call.more_credit

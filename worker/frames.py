@@ -152,4 +152,6 @@ def load_prefix(load: Load, *, draining: bool) -> bytes:
 
 
 def load_message(load: Load, *, draining: bool) -> worker_pb2.WorkerLoad:
-    return worker_pb2.WorkerLoad(in_flight=load.in_flight, queued_rows=load.queued_rows, draining=draining)
+    return worker_pb2.WorkerLoad(
+        in_flight=load.in_flight, queued_rows=load.queued_rows, draining=draining, max_in_flight=load.max_in_flight
+    )

@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import grpc.aio
-import prometheus_client
+from prometheus_client.registry import CollectorRegistry
 
 from runtime.identity import NodeIdentity
 from runtime.serving import Listen, ServerLimits, serving
@@ -21,10 +21,14 @@ from worker.config import WorkerSettings
 from worker.execution import SERVICE as EXECUTE
 from worker.execution import Execution
 from worker.inference import TableInference
+from worker.machine_metrics import register_machine
 from worker.metrics import register_metrics
 from worker.models import ModelTable
+from worker.quota import QuotaPolicy
 from worker.servicer import SERVICE as KSERVE
 from worker.servicer import register_inference
+from worker.shared_memory import SharedMemory, SharedMemoryPolicy
+from worker.types import Repository
 
 MESSAGE_BYTES = 64 * 1024 * 1024
 
@@ -45,6 +49,7 @@ async def opened_front(
     inference: TableInference,
     execution: Execution,
     interceptors: Sequence[grpc.aio.ServerInterceptor],
+    repository: Repository | None = None,
 ) -> AsyncIterator[Ports]:
     """Serve while the context lasts. Raises PortTaken."""
 
@@ -52,18 +57,28 @@ async def opened_front(
         return not leaving and not execution.draining
 
     leaving = False
+    traced = settings.otlp_endpoint is not None
     limits, grace_s = ServerLimits(message_bytes=MESSAGE_BYTES), settings.drain_grace_s
     async with AsyncExitStack() as stack:
         inner = kserve = None
         if identity is not None:
-            registers = [execution.register, register_inference(inference, table, inner=True, ready=is_ready)]
+            register = register_inference(inference, table, inner=True, ready=is_ready, traced=traced, repository=repository)
+            registers = [execution.register, register]
             listen = Listen(settings.host, settings.port, identity)
             opening = serving(
                 [listen], registers, [EXECUTE, KSERVE], interceptors=interceptors, limits=limits, drain_grace_s=grace_s
             )
             inner = await stack.enter_async_context(opening)
         if settings.kserve_port is not None:
-            register = register_inference(inference, table, inner=False, ready=is_ready)
+            register = register_inference(
+                inference,
+                table,
+                inner=False,
+                ready=is_ready,
+                memory=shared_memory_of(settings),
+                traced=traced,
+                repository=repository,
+            )
             listen = Listen(settings.host, settings.kserve_port)
             opening = serving([listen], [register], [KSERVE], interceptors=interceptors, limits=limits, drain_grace_s=grace_s)
             kserve = await stack.enter_async_context(opening)
@@ -78,9 +93,24 @@ async def opened_front(
             await execution.drain(grace_s)
 
 
+def quota_of(settings: WorkerSettings) -> QuotaPolicy:
+    """Tenants are told apart where gateways name them; the plaintext port alone knows none."""
+    if settings.identity_dir is None:
+        return QuotaPolicy(settings.max_in_flight)
+    return QuotaPolicy(settings.max_in_flight, settings.tenant_share, settings.tenant_max_in_flight)
+
+
+def shared_memory_of(settings: WorkerSettings) -> SharedMemory | None:
+    """For the plaintext port only: what comes through a gateway was sent from another machine."""
+    prefix = settings.shared_memory_prefix
+    return None if prefix is None else SharedMemory(SharedMemoryPolicy(prefix))
+
+
 def opened_metrics(settings: WorkerSettings, table: ModelTable, inference: TableInference) -> int | None:
     """Serve the counters for the rest of this process; the bound port, None where it is off."""
     if settings.metrics_port is None:
         return None
-    register_metrics(table, inference, prometheus_client.REGISTRY)
-    return start_metrics_endpoint(settings.host, settings.metrics_port)
+    registry = CollectorRegistry()
+    register_metrics(table, inference, registry)
+    register_machine(registry)
+    return start_metrics_endpoint(settings.host, settings.metrics_port, registry)

@@ -9,20 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 from inference import grpc_service_pb2
 
-from runtime.errors import InvalidArgument, Unimplemented
+from runtime.errors import InvalidArgument
 from worker.classification import top_classes
 from worker.datatypes import DATATYPES, Datatype
 from worker.engine import Array
-from worker.tensors import check_utf8, from_raw, from_typed, to_raw
-from worker.types import ModelSpec, TensorSpec
+from worker.parameters import Parameters, SequenceMark, parameters_of, unsigned
+from worker.shared_tensors import Place, in_shared_memory, place_of
+from worker.tensors import bytes_of, check_utf8, element_count, from_raw, from_typed, to_raw
+from worker.types import ModelSpec, SharedRegions, TensorSpec
+
+__all__ = [
+    "Parameters",
+    "RequestCodec",
+    "RequestedOutput",
+    "SequenceMark",
+    "TensorRequest",
+    "parameters_of",
+    "parse",
+    "streamed",
+]
 
 _MAX_DIMENSION = 2**40
-_MAX_SEQUENCE_ID = 128  # characters; Triton's STRING_CORRELATION_ID_MAX_LENGTH_BYTES
+_MAX_NUMPY_DIMENSIONS = 32
+_INFER_RESPONSE_TAG = b"\x12"  # field 2 of ModelStreamInferResponse, length-delimited
 _LAYOUTS, _LAYOUT_BYTES = 256, 1024
 """How many layouts a model remembers, and the largest that it does."""
 
@@ -34,27 +48,8 @@ class RequestedOutput:
     index: int
     spec: TensorSpec
     classes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceMark:
-    """A request's place in a sequence. The id is a number above 0, or a text that is not empty."""
-
-    sequence_id: int | str
-    start: bool = False
-    end: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Parameters:
-    """The request parameters that mean something here; what else was sent is in `custom`."""
-
-    priority: int = 0
-    timeout_s: float | None = None
-    empty_final: bool = False
-    sequence: SequenceMark | None = None
-    """None: the request belongs to no sequence."""
-    custom: Mapping[str, bool | int | float | str] | None = None
+    place: Place | None = None
+    """Where its bytes go instead of into the message."""
 
 
 _NO_PARAMETERS = Parameters()
@@ -74,12 +69,24 @@ class TensorRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """Inputs that were found to fit the model: name, datatype and shape of each, and the rows that they share."""
+class InputLayout:
+    """One input that was found to fit the model."""
 
-    tensors: tuple[tuple[str, Datatype, tuple[int, ...]], ...]
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    viewed_bytes: int
+    """How many raw bytes an array can be a view of; -1 where they have to be looked at one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Inputs that were found to fit the model, and the rows that they share."""
+
+    tensors: tuple[InputLayout, ...]
     rows: int
     shape: object
+    checks_utf8: bool
 
 
 def parse(payload: bytes) -> grpc_service_pb2.ModelInferRequest:
@@ -92,6 +99,17 @@ def parse(payload: bytes) -> grpc_service_pb2.ModelInferRequest:
         ) from error
 
 
+def streamed(response: grpc_service_pb2.ModelInferResponse) -> bytes:
+    """A serialised ModelStreamInferResponse that holds this one: its field 2, put together without copying the message."""
+    content = response.SerializeToString()
+    head, size = bytearray(_INFER_RESPONSE_TAG), len(content)
+    while size > 127:  # a varint: seven bits to a byte, the lowest first
+        head.append(size & 127 | 128)
+        size >>= 7
+    head.append(size)
+    return bytes(head) + content
+
+
 class RequestCodec:
     """The codec of one model. Holds what does not change between its requests."""
 
@@ -102,34 +120,38 @@ class RequestCodec:
         self._required = frozenset(tensor.name for tensor in spec.inputs if not tensor.optional)
         self._outputs = {tensor.name: (index, tensor) for index, tensor in enumerate(spec.outputs)}
         self._all_outputs = tuple(RequestedOutput(index, tensor) for index, tensor in enumerate(spec.outputs))
-        self._layouts: dict[bytes, Layout] = {}
+        self._layouts: dict[bytes | tuple[bytes, ...], Layout] = {}
         self._template = grpc_service_pb2.ModelInferResponse(model_name=spec.model, model_version=spec.version)
 
-    def decode(self, request: grpc_service_pb2.ModelInferRequest) -> TensorRequest:
-        """Check everything before anything runs. Raises InvalidArgument, Unimplemented."""
+    def decode(self, request: grpc_service_pb2.ModelInferRequest, memory: SharedRegions | None = None) -> TensorRequest:
+        """Check everything before anything runs. Raises InvalidArgument, Unimplemented, and NotFound for shared memory."""
         parameters = parameters_of(request.parameters) if request.parameters else _NO_PARAMETERS
-        outputs = self._requested(request.outputs) if request.outputs else self._all_outputs
-        raws = request.raw_input_contents
-        if raws:
+        outputs = self._requested(request.outputs, memory) if request.outputs else self._all_outputs
+        tensors, raws = request.inputs, request.raw_input_contents
+        if memory is not None and any(in_shared_memory(tensor.parameters) for tensor in tensors):
+            layout = self._layout(request, memory)
+            inputs = _partly_shared(layout, request, memory)
+        elif raws:
             layout = self._known_layout(request)
             if len(raws) != len(layout.tensors):
                 raise InvalidArgument(
                     f"the request has {len(layout.tensors)} inputs and {len(raws)} raw_input_contents; send one for each input"
                 )
-            inputs = {
-                name: from_raw(raw, datatype, shape, name)
-                for (name, datatype, shape), raw in zip(layout.tensors, raws, strict=True)
-            }
+            inputs = {}
+            for index, known in enumerate(layout.tensors):  # protobuf's own iterators take four times as long
+                raw = raws[index]
+                inputs[known.name] = (
+                    np.ndarray(known.shape, known.datatype.dtype, raw)
+                    if len(raw) == known.viewed_bytes
+                    else from_raw(raw, known.datatype, known.shape, known.name)
+                )
         else:
             layout = self._layout(request)
-            inputs = {
-                name: _typed(tensor, datatype, shape)
-                for (name, datatype, shape), tensor in zip(layout.tensors, request.inputs, strict=True)
-            }
-        if self._utf8_bytes:
-            for name, datatype, _ in layout.tensors:
-                if not datatype.size_bytes:
-                    check_utf8(inputs[name], name)
+            inputs = {known.name: _typed(tensor, known) for known, tensor in zip(layout.tensors, tensors, strict=True)}
+        if layout.checks_utf8:
+            for known in layout.tensors:
+                if not known.datatype.size_bytes:
+                    check_utf8(inputs[known.name], known.name)
         return TensorRequest(request.id, inputs, layout.rows, layout.shape, outputs, parameters)
 
     def response(
@@ -144,13 +166,21 @@ class RequestCodec:
             if output.classes:
                 array = top_classes(array, output.spec, output.classes, batched=self._spec.max_batch_size > 0)
                 datatype = "BYTES"
-            response.outputs.add(name=output.spec.name, datatype=datatype, shape=array.shape)
-            response.raw_output_contents.append(to_raw(array))
+            tensor = response.outputs.add(name=output.spec.name, datatype=datatype, shape=array.shape)
+            if output.place is None:
+                response.raw_output_contents.append(to_raw(array))
+            else:
+                content = bytes_of(array)
+                output.place.write(content, output.spec.name)
+                output.place.tell(tensor.parameters, len(content))
+                response.raw_output_contents.append(b"")
         return response
 
     def _known_layout(self, request: grpc_service_pb2.ModelInferRequest) -> Layout:
         """The layout, from memory where the same was checked before: most requests of a client are laid out alike."""
-        key = b"".join([tensor.SerializeToString() for tensor in request.inputs])
+        tensors = request.inputs
+        one = len(tensors) == 1
+        key = tensors[0].SerializeToString() if one else tuple([tensor.SerializeToString() for tensor in tensors])
         layout = self._layouts.get(key)
         if layout is None:
             layout = self._layout(request)
@@ -159,27 +189,30 @@ class RequestCodec:
                     raise InvalidArgument(
                         f"input {tensor.name!r} has data in both contents and raw_input_contents; send it in one of them"
                     )
-            if len(key) <= _LAYOUT_BYTES:
+            if sum(tensor.ByteSize() for tensor in tensors) <= _LAYOUT_BYTES:
                 if len(self._layouts) >= _LAYOUTS:
                     self._layouts.clear()
                 self._layouts[key] = layout
         return layout
 
-    def _layout(self, request: grpc_service_pb2.ModelInferRequest) -> Layout:
-        """Check names, datatypes and shapes."""
-        tensors: dict[str, tuple[str, Datatype, tuple[int, ...]]] = {}
+    def _layout(self, request: grpc_service_pb2.ModelInferRequest, memory: SharedRegions | None = None) -> Layout:
+        """Check names, datatypes and shapes, and that nothing lies in shared memory where there is none."""
+        tensors: dict[str, InputLayout] = {}
         rows = 0
         for tensor in request.inputs:
             spec = self._input(tensor, tensors)
+            if memory is None and tensor.parameters:
+                place_of(tensor.parameters, f"input {tensor.name!r}", memory)
             shape = tuple(tensor.shape)
             rows = self._rows(spec, shape, rows)
-            tensors[spec.name] = (spec.name, DATATYPES[spec.datatype], shape)
+            tensors[spec.name] = _input_layout(spec, shape)
         if missing := self._required - tensors.keys():
             raise InvalidArgument(
                 f"request for model {self._spec.model!r} lacks inputs {sorted(missing)}; it has {sorted(tensors)}"
             )
-        own = tuple(sorted((name, shape[1:]) for name, _, shape in tensors.values()))
-        return Layout(tuple(tensors.values()), rows or 1, own)
+        own = tuple(sorted((known.name, known.shape[1:]) for known in tensors.values()))
+        checks_utf8 = self._utf8_bytes and any(not known.datatype.size_bytes for known in tensors.values())
+        return Layout(tuple(tensors.values()), rows or 1, own, checks_utf8)
 
     def _input(self, tensor: grpc_service_pb2.ModelInferRequest.InferInputTensor, seen: Container[str]) -> TensorSpec:
         spec = self._inputs.get(tensor.name)
@@ -190,8 +223,6 @@ class RequestCodec:
             )
         if tensor.name in seen:
             raise InvalidArgument(f"input {tensor.name!r} is given twice; send each input once")
-        if tensor.parameters and any(key.startswith("shared_memory") for key in tensor.parameters):
-            raise Unimplemented(f"input {tensor.name!r} is in shared memory, which this server does not map; send its bytes")
         if tensor.datatype != spec.datatype:
             raise InvalidArgument(
                 f"input {tensor.name!r} of model {self._spec.model!r} has datatype {tensor.datatype!r};"
@@ -226,7 +257,9 @@ class RequestCodec:
         return rows
 
     def _requested(
-        self, requested: Sequence[grpc_service_pb2.ModelInferRequest.InferRequestedOutputTensor]
+        self,
+        requested: Sequence[grpc_service_pb2.ModelInferRequest.InferRequestedOutputTensor],
+        memory: SharedRegions | None,
     ) -> tuple[RequestedOutput, ...]:
         outputs: dict[str, RequestedOutput] = {}
         for output in requested:
@@ -238,83 +271,57 @@ class RequestCodec:
             if output.name in outputs:
                 raise InvalidArgument(f"output {output.name!r} is requested twice; ask for each output once")
             index, spec = self._outputs[output.name]
-            outputs[output.name] = RequestedOutput(index, spec, _classes(output.parameters, spec) if output.parameters else 0)
+            outputs[output.name] = RequestedOutput(index, spec)
+            if output.parameters:
+                place = place_of(output.parameters, f"output {output.name!r}", memory)
+                outputs[output.name] = RequestedOutput(index, spec, _classes(output.parameters, spec), place)
         return tuple(outputs.values())
-
-
-def parameters_of(parameters: Mapping[str, grpc_service_pb2.InferParameter]) -> Parameters:
-    """Reserved parameters by their types; others are the model's own. Raises InvalidArgument."""
-    priority, timeout_s, empty_final = 0, None, False
-    sequence_id: int | str = 0
-    start = end = False
-    custom: dict[str, bool | int | float | str] = {}
-    for key, parameter in parameters.items():
-        choice = parameter.WhichOneof("parameter_choice")
-        if choice is None:
-            raise InvalidArgument(f"parameter {key!r} has no value; give it one, or leave it out")
-        value = getattr(parameter, choice)
-        if key == "priority":
-            priority = _unsigned(key, choice, value)
-        elif key == "timeout":
-            timeout_us = _unsigned(key, choice, value)
-            timeout_s = timeout_us / 1e6 if timeout_us else None
-        elif key == "triton_enable_empty_final_response":
-            empty_final = bool(_of_type(key, choice, value, "bool_param"))
-        elif key == "sequence_start":
-            start = bool(_of_type(key, choice, value, "bool_param"))
-        elif key == "sequence_end":
-            end = bool(_of_type(key, choice, value, "bool_param"))
-        elif key == "sequence_id":
-            sequence_id = _sequence_id(key, choice, value)
-        elif key.startswith("triton_"):
-            raise InvalidArgument(f"parameter {key!r} is not known; names that start with 'triton_' are reserved")
-        else:
-            custom[key] = value
-    sequence = SequenceMark(sequence_id, start, end) if sequence_id else None
-    return Parameters(priority, timeout_s, empty_final, sequence, custom or None)
-
-
-def _sequence_id(key: str, choice: str, value: Any) -> int | str:
-    """0 and the empty text stand for none, as with Triton."""
-    if choice == "string_param":
-        if len(value) > _MAX_SEQUENCE_ID:
-            raise InvalidArgument(f"parameter {key!r} has {len(value)} characters; up to {_MAX_SEQUENCE_ID} are taken")
-        return str(value)
-    if choice not in ("int64_param", "uint64_param"):
-        raise InvalidArgument(f"parameter {key!r} is given as {choice}; it is taken as a whole number or a text")
-    return _unsigned(key, choice, value)
-
-
-def _unsigned(key: str, choice: str, value: Any) -> int:
-    number = _of_type(key, choice, value, "int64_param", "uint64_param")
-    if number < 0:
-        raise InvalidArgument(f"parameter {key!r} is {number}; it cannot be negative")
-    return int(number)
-
-
-def _of_type(key: str, choice: str, value: Any, *allowed: str) -> Any:
-    if choice not in allowed:
-        raise InvalidArgument(f"parameter {key!r} is given as {choice}; it is taken as {' or '.join(allowed)}")
-    return value
 
 
 def _classes(parameters: Mapping[str, grpc_service_pb2.InferParameter], spec: TensorSpec) -> int:
     """The `classification` extension's parameter; 0 = the values themselves."""
-    if any(key.startswith("shared_memory") for key in parameters):
-        raise Unimplemented(
-            f"output {spec.name!r} is asked for in shared memory, which this server does not map; take its bytes"
-        )
     if "classification" not in parameters:
         return 0
     parameter = parameters["classification"]
     choice = parameter.WhichOneof("parameter_choice") or "nothing"
-    count = _unsigned("classification", choice, getattr(parameter, choice, None))
+    count = unsigned("classification", choice, getattr(parameter, choice, None))
     if count and spec.datatype == "BYTES":
         raise InvalidArgument(f"output {spec.name!r} is BYTES, which has no classes; ask for it without 'classification'")
     return count
 
 
-def _typed(tensor: grpc_service_pb2.ModelInferRequest.InferInputTensor, datatype: Datatype, shape: tuple[int, ...]) -> Array:
+def _input_layout(spec: TensorSpec, shape: tuple[int, ...]) -> InputLayout:
+    datatype = DATATYPES[spec.datatype]
+    size_bytes = element_count(shape) * datatype.size_bytes
+    viewed = size_bytes and len(shape) <= _MAX_NUMPY_DIMENSIONS and datatype.name != "BOOL"  # which from_raw normalises
+    return InputLayout(spec.name, datatype, shape, size_bytes if viewed else -1)
+
+
+def _partly_shared(layout: Layout, request: grpc_service_pb2.ModelInferRequest, memory: SharedRegions) -> Mapping[str, Array]:
+    """Inputs of which some lie in shared memory; `raw_input_contents` counts only the others."""
+    raws = list(request.raw_input_contents)
+    inputs: dict[str, Array] = {}
+    sent = 0
+    for known, tensor in zip(layout.tensors, request.inputs, strict=True):
+        place = place_of(tensor.parameters, f"input {known.name!r}", memory)
+        if place is not None:
+            inputs[known.name] = from_raw(place.read(), known.datatype, known.shape, known.name)
+        elif not raws:
+            inputs[known.name] = _typed(tensor, known)
+        elif sent < len(raws):
+            inputs[known.name] = from_raw(raws[sent], known.datatype, known.shape, known.name)
+            sent += 1
+        else:
+            raise InvalidArgument(f"input {known.name!r} has no data; {len(raws)} raw_input_contents are used up before it")
+    if sent != len(raws):
+        raise InvalidArgument(
+            f"the request has {len(raws)} raw_input_contents and {sent} inputs that are not in shared memory; send one for each"
+        )
+    return inputs
+
+
+def _typed(tensor: grpc_service_pb2.ModelInferRequest.InferInputTensor, known: InputLayout) -> Array:
+    datatype = known.datatype
     if not datatype.contents:
         raise InvalidArgument(
             f"input {tensor.name!r} is {datatype.name}, which travels in raw_input_contents only; it has none"
@@ -324,4 +331,4 @@ def _typed(tensor: grpc_service_pb2.ModelInferRequest.InferInputTensor, datatype
         raise InvalidArgument(
             f"input {tensor.name!r} has data in {', '.join(fields)}; {datatype.name} goes into {datatype.contents}"
         )
-    return from_typed(getattr(tensor.contents, datatype.contents), datatype, shape, tensor.name)
+    return from_typed(getattr(tensor.contents, datatype.contents), datatype, known.shape, tensor.name)

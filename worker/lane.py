@@ -1,4 +1,4 @@
-"""One thread for one engine: where blocking work runs, so that the event loop never waits.
+"""One thread for one slot of an engine: where blocking work runs, so that the event loop never waits.
 
 Owns the thread. Work goes in through a C queue and comes back in one loop callback: one wake-up each way per execution,
 however many requests it carries. Never decides what runs next.
@@ -57,7 +57,7 @@ class ThreadLane:
         self._inbox.put((work, done))
 
     def wake_after(self, delay_s: float, wake: Callable[[], None]) -> None:
-        # On the engine's idle thread, because uvloop's timers know whole milliseconds only.
+        # On the slot's idle thread, because uvloop's timers know whole milliseconds only.
         self._inbox.put(_Wake(delay_s, wake))
 
     async def call(self, work: Callable[[], T]) -> T:
@@ -77,6 +77,10 @@ class ThreadLane:
 
     def close(self) -> None:
         self._inbox.put(None)
+
+    def join(self) -> None:
+        """Block until the thread has ended; for another lane's thread, never for the loop."""
+        self._thread.join()
 
     def _work(self) -> None:
         wake: _Wake | None = None

@@ -13,7 +13,11 @@ Theory of operation. A copy comes into being UNAVAILABLE when it is ordered, and
     FAILED -- withdrawn --> UNLOADING
 
 Only READY answers new requests; DRAINING answers those it has. FAILED keeps its reason until it is loaded anew or given up. An
-event that has no place in a state is a bug and raises. A copy that is UNAVAILABLE again is forgotten.
+event that has no place in a state is a bug and raises. A copy that is UNAVAILABLE again is forgotten, unless it was let go of
+to make room: that one stays with its reason, because its order stands and room may come.
+
+While it is LOADING a copy also asks for memory. Room is UNASKED until its files are here, then WANTED, PROMISED (nobody else
+gets it, but others may have to leave first) and GIVEN (it may be opened). Who gets it is `memory.py`'s decision.
 
 Owns the states and the collection of copies with who is told of changes. Never loads, never waits: `reconcile.py` does.
 """
@@ -23,6 +27,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -65,6 +70,15 @@ TRANSITIONS: Mapping[CopyState, Mapping[LifeEvent, CopyState]] = MappingProxyTyp
 )
 
 
+class Room(enum.Enum):
+    """How far a LOADING copy has come to the memory it needs."""
+
+    UNASKED = "unasked"
+    WANTED = "wanted"
+    PROMISED = "promised"
+    GIVEN = "given"
+
+
 @dataclass(slots=True, eq=False)
 class Copy:
     """One copy: what it is, where it is in its life, and why."""
@@ -81,6 +95,21 @@ class Copy:
     max_batch_size: int = 0
     retry_at_s: float | None = None
     """For a FAILED one whose cause may pass: when it is worth another try, on the monotonic clock."""
+    asked: int = 0
+    """Which of LoadModel's calls it was last loaded for; 0 = none."""
+    failure: PenstockError | None = None
+    """What the last load failed with."""
+    memory_bytes: int = 0
+    """What it takes when it is open, as far as is known before; 0 until its manifest was read."""
+    measured_bytes: int = 0
+    """By how much the process grew when it was opened; 0 where something else was opened meanwhile."""
+    pinned: bool = False
+    """Never let go of to make room."""
+    room: Room = Room.UNASKED
+    may_evict: bool = True
+    """Whether others may be let go of for it; once for each time it is ordered or asked for."""
+    awaits_room: bool = False
+    """UNAVAILABLE or FAILED for want of memory: loaded when it fits beside the others."""
 
     @property
     def key(self) -> CopyKey:
@@ -99,6 +128,15 @@ class Holdings:
         event = asyncio.Event()
         self._watching.append(event)
         return event
+
+    @contextmanager
+    def watching(self) -> Iterator[asyncio.Event]:
+        """As `watch`, for as long as the context lasts."""
+        event = self.watch()
+        try:
+            yield event
+        finally:
+            self._watching.remove(event)
 
     def add(self, copy: Copy) -> Copy:
         self._copies[copy.key] = copy
@@ -123,9 +161,17 @@ class Holdings:
         copy.state, copy.reason = after, _shown(reason)
         if after is not CopyState.FAILED:
             copy.retry_at_s = None
-        if after is CopyState.UNAVAILABLE and self._copies.get(copy.key) is copy:
-            del self._copies[copy.key]
+        if after is not CopyState.LOADING:
+            copy.room = Room.UNASKED
+        if after is CopyState.UNAVAILABLE and not copy.awaits_room:
+            self.forget(copy)
         self.tell()
+
+    def forget(self, copy: Copy) -> None:
+        """Nobody orders it any more, and it takes nothing."""
+        if self._copies.get(copy.key) is copy:
+            del self._copies[copy.key]
+            self.tell()
 
     def describe(self, copy: Copy, *, task: Task, max_batch_size: int) -> None:
         """The copy's manifest was read."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -23,29 +24,50 @@ from runtime.manifests import read_trusted_signers
 from worker.artifacts import Artifacts
 from worker.cache import open_cache
 from worker.config import WorkerSettings
-from worker.copies import open_model
 from worker.front import Ports
 from worker.hardware import DEFAULT_TIERS, read_disk_free_bytes, read_hardware, read_tiers, tiers_of
 from worker.lifecycle import Holdings
+from worker.loading import LoadRules, OpenModel
+from worker.machine_memory import read_memory_limit_bytes
+from worker.model_service import ModelService
 from worker.models import ModelTable
+from worker.peers import NearbyWorkers, PeerRules
 from worker.presence import Presence, PresenceTiming
 from worker.presence_codec import WorkerFacts
-from worker.reconcile import LoadRules, Reconciler
+from worker.reconcile import Reconciler
 from worker.registry_source import RegistrySource
+from worker.sharing import SharedFiles
 from worker.threads import in_thread
 
 _WILDCARDS = ("", "0.0.0.0", "::")
 
 
+@dataclass(frozen=True, slots=True)
+class Following:
+    """What goes with following orders."""
+
+    store: EtcdStore
+    models: ModelService
+    """LoadModel, UnloadModel and ReadArtifact, for the inner port."""
+
+
 class Membership:
     """This worker in its mesh. Entering `following_orders` waits for neither etcd nor registry."""
 
-    def __init__(self, settings: WorkerSettings, identity: NodeIdentity, table: ModelTable, holdings: Holdings) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        identity: NodeIdentity,
+        table: ModelTable,
+        holdings: Holdings,
+        open_model: OpenModel,
+    ) -> None:
         if settings.trusted_signers is None:
             raise FailedPrecondition("a worker needs to know whose models to load; pass --trusted-signers FILE")
         if settings.host in _WILDCARDS and not settings.advertise:
             raise FailedPrecondition(f"others cannot call {settings.host or 'an empty host'}; pass --advertise HOST:PORT")
         self._settings, self._identity, self._table, self._holdings = settings, identity, table, holdings
+        self._open_model = open_model
         self._signers = partial(read_trusted_signers, settings.trusted_signers)
         self._signers()  # a file that cannot be read is told of now; it is read anew at each load
         self._tiers = DEFAULT_TIERS if settings.tiers is None else read_tiers(settings.tiers)
@@ -53,12 +75,19 @@ class Membership:
         self._region, self._worker_id = Region(settings.region), WorkerId(identity.node_id)
 
     @asynccontextmanager
-    async def following_orders(self) -> AsyncIterator[EtcdStore]:
-        """Hold what the scheduler assigns, while the context lasts."""
+    async def following_orders(self) -> AsyncIterator[Following]:
+        """Hold what the scheduler assigns, and what operators ask for, while the context lasts."""
         settings = self._settings
         rules = LoadRules(
-            at_once=settings.loads_at_once, leave_grace_s=settings.leave_grace_s, drain_grace_s=settings.drain_grace_s
+            at_once=settings.loads_at_once,
+            attempts=settings.load_attempts,
+            again_after_s=settings.load_again_s,
+            leave_grace_s=settings.leave_grace_s,
+            drain_grace_s=settings.drain_grace_s,
         )
+        memory_bytes = settings.memory_bytes
+        if memory_bytes is None:
+            memory_bytes = await in_thread(read_memory_limit_bytes)
         with open_cache(settings.cache_dir, settings.cache_bytes) as cache:
             async with (
                 EtcdStore(EtcdSettings.at(settings.etcd_endpoints)) as store,
@@ -67,16 +96,24 @@ class Membership:
                 reconciler = Reconciler(
                     store,
                     assignment_key(self._region, self._worker_id),
-                    Artifacts(cache, RegistrySource(channel), self._signers),
+                    Artifacts(cache, RegistrySource(channel), self._signers, self._peers(store)),
                     self._table,
-                    open_model,
+                    self._open_model,
                     self._holdings,
                     self._clock,
                     self._rng,
                     rules,
+                    memory_bytes=memory_bytes,
                 )
+                files = SharedFiles(cache, at_once=settings.artifact_reads_at_once)
                 async with reconciler.running():
-                    yield store
+                    yield Following(store, ModelService(reconciler.local, files))
+
+    def _peers(self, store: EtcdStore) -> NearbyWorkers | None:
+        if not self._settings.peers_at_most:
+            return None
+        rules = PeerRules(at_most=self._settings.peers_at_most)
+        return NearbyWorkers(store, self._region, self._identity, self._clock, self._rng, rules)
 
     @asynccontextmanager
     async def present(self, store: EtcdStore, ports: Ports, draining: Callable[[], bool]) -> AsyncIterator[None]:
@@ -109,7 +146,11 @@ class Membership:
 
 
 def membership_of(
-    settings: WorkerSettings, identity: NodeIdentity | None, table: ModelTable, holdings: Holdings
+    settings: WorkerSettings,
+    identity: NodeIdentity | None,
+    table: ModelTable,
+    holdings: Holdings,
+    open_model: OpenModel,
 ) -> Membership | None:
     """None for a worker that serves alone. Raises FailedPrecondition where a setting is missing."""
     if settings.standalone:
@@ -120,7 +161,7 @@ def membership_of(
         raise FailedPrecondition(
             f"the identity in {identity.folder} is that of a {identity.role.value}; a worker needs its own"
         )
-    return Membership(settings, identity, table, holdings)
+    return Membership(settings, identity, table, holdings, open_model)
 
 
 def _own_version() -> str:

@@ -6,13 +6,15 @@ Owns the table of open copies. `copies.py` opens them; which ones are wanted is 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 
 import structlog
 
 from runtime.errors import AlreadyExists, Code, PenstockError
 from runtime.ids import ModelName, ModelVersion
 from worker.copies import LoadedModel
+from worker.memory import Usage
 
 _log = structlog.get_logger("penstock.models")
 
@@ -24,35 +26,36 @@ class UnknownModel(PenstockError, code=Code.NOT_FOUND, reason="MODEL_NOT_FOUND")
 class ModelTable:
     """The copies that answer. Used on the loop; metrics may read it from their own thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, wall_s: Callable[[], float] = time.time) -> None:
+        self._wall_s = wall_s
         self._ready: dict[tuple[str, str], LoadedModel] = {}
+        self._since_s: dict[tuple[str, str], float] = {}
+        """When each copy began to answer."""
         self._newest: dict[str, LoadedModel] = {}
-        self._leaving: dict[tuple[str, str], LoadedModel] = {}
+        self._leaving: list[LoadedModel] = []
 
     def add(self, loaded: LoadedModel) -> None:
         """From now on it answers. Raises AlreadyExists."""
         key = (loaded.spec.model, loaded.spec.version)
         if key in self._ready:
             raise AlreadyExists(f"model {key[0]!r} version {key[1]} is open here already; remove that copy first")
-        self._ready[key] = loaded
-        self._settle(loaded.spec.model)
+        self._put(key, loaded)
+
+    def exchange(self, loaded: LoadedModel) -> LoadedModel | None:
+        """From now on it answers in the place of the copy of that version, which the caller lets go of."""
+        key = (loaded.spec.model, loaded.spec.version)
+        before = self._ready.get(key)
+        self._put(key, loaded)
+        return before
 
     async def remove(self, model: ModelName, version: ModelVersion, *, grace_s: float | None = None) -> None:
         """Take no more requests, let those in flight end (for at most the grace), free it. Raises UnknownModel."""
         loaded = self._ready.pop((model, version), None)
         if loaded is None:
             raise UnknownModel(f"model {model!r} version {version} is not open here")
+        self._since_s.pop((model, version), None)
         self._settle(model)
-        self._leaving[model, version] = loaded
-        try:
-            async with asyncio.timeout(grace_s):
-                await loaded.drained()
-        except TimeoutError:
-            _log.warning("drain_cut_short", model=model, version=version, grace_s=grace_s)
-        finally:
-            loaded.close()
-            if self._leaving.get((model, version)) is loaded:
-                del self._leaving[model, version]
+        await self.let_go(loaded, grace_s)
 
     def get(self, model: str, version: str = "") -> LoadedModel:
         """That version, or the newest. Raises UnknownModel."""
@@ -68,7 +71,16 @@ class ModelTable:
     @property
     def leaving(self) -> list[LoadedModel]:
         """Copies that finish what they have."""
-        return list(self._leaving.values())
+        return list(self._leaving)
+
+    def usage(self) -> Mapping[tuple[ModelName, ModelVersion], Usage]:
+        """How each copy is used; one that nobody used yet counts from when it began to answer."""
+        return {
+            (loaded.spec.model, loaded.spec.version): Usage(
+                loaded.busy, max(self._since_s[key], loaded.statistics.last_inference_ms / 1000)
+            )
+            for key, loaded in self._ready.items()
+        }
 
     @property
     def queued_rows(self) -> int:
@@ -79,6 +91,22 @@ class ModelTable:
 
     def __len__(self) -> int:
         return len(self._ready)
+
+    def _put(self, key: tuple[str, str], loaded: LoadedModel) -> None:
+        self._ready[key], self._since_s[key] = loaded, self._wall_s()
+        self._settle(key[0])
+
+    async def let_go(self, loaded: LoadedModel, grace_s: float | None) -> None:
+        """Let the requests of a copy that answers no more end (for at most the grace), and free it."""
+        self._leaving.append(loaded)
+        try:
+            async with asyncio.timeout(grace_s):
+                await loaded.drained()
+        except TimeoutError:
+            _log.warning("drain_cut_short", model=loaded.spec.model, version=loaded.spec.version, grace_s=grace_s)
+        finally:
+            loaded.close()
+            self._leaving.remove(loaded)
 
     def _settle(self, model: str) -> None:
         versions = self.versions(model)

@@ -1,4 +1,4 @@
-"""What a worker tells of itself, as messages. With `frames.py` the only place where these become bytes."""
+"""What a worker tells of itself as messages, and what others told of themselves. With `frames.py` the only place for these."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from google.protobuf.message import DecodeError
 from penstock.worker.v1 import presence_pb2, worker_pb2
 
-from runtime.ids import Region, WorkerId
+from runtime.errors import InvalidArgument
+from runtime.ids import Digest, Region, WorkerId
 from worker.hardware import Hardware
 from worker.lifecycle import Copy
 from worker.types import CopyState
@@ -46,6 +48,42 @@ class Stamp:
 
     sequence: int
     wall_time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeldCopy:
+    """What a record of another worker's copy says."""
+
+    worker_id: WorkerId
+    digest: Digest
+    is_ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where another worker answers."""
+
+    worker_id: WorkerId
+    address: str
+
+
+def read_held_copy(payload: bytes) -> HeldCopy:
+    """From a ModelPresence. Raises InvalidArgument where the bytes are none."""
+    try:
+        message = presence_pb2.ModelPresence.FromString(payload)
+    except DecodeError as error:
+        raise InvalidArgument("the record holds no penstock.worker.v1.ModelPresence") from error
+    copy = message.copy
+    return HeldCopy(WorkerId(message.worker_id), Digest(copy.digest), copy.state == worker_pb2.MODEL_STATE_READY)
+
+
+def read_whereabouts(payload: bytes) -> Whereabouts:
+    """From a Presence. Raises InvalidArgument where the bytes are none."""
+    try:
+        message = presence_pb2.Presence.FromString(payload)
+    except DecodeError as error:
+        raise InvalidArgument("the record holds no penstock.worker.v1.Presence") from error
+    return Whereabouts(WorkerId(message.worker_id), message.address)
 
 
 def copy_message(copy: Copy, *, draining: bool = False) -> worker_pb2.ModelCopy:

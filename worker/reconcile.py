@@ -2,53 +2,42 @@
 
 Watches the worker's own assignment key; every change, of orders or of copies, leads to a new plan (`orders.py`), and its
 steps run as tasks. An absent key is not an order: only a written assignment changes what is held, because etcd may come
-back empty. At most so many loads run at once. A load whose cause of failure may pass is tried again a few times, then once
-in a while; a refused model only when its order's generation grows.
+back empty. Beside the scheduler's orders stand those of LoadModel, which live as long as this process. At most so many loads
+run at once. A load whose cause of failure may pass is tried again once in a while; a refused model only when its order's
+generation grows or LoadModel asks again.
 
-Owns the tasks. Never fetches and never computes: `artifacts.py` prepares files, the table holds what answers.
+Owns the tasks. Never fetches, opens or computes: `loading.py` does, the table holds what answers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import structlog
 
-from runtime.backoff import Backoff, sleep_unless
+from runtime.backoff import sleep_unless
 from runtime.clock import Clock
-from runtime.errors import Code, PenstockError
-from runtime.ids import Digest, ModelName, ModelVersion
+from runtime.errors import PenstockError
+from runtime.ids import ModelName, ModelVersion
 from runtime.keyvalue import Changes, KeyValueStore, Put, Snapshot, Watch
-from worker.artifacts import Prepared, Progress
+from worker.artifacts import Prepared
 from worker.copies import LoadedModel
-from worker.engine import ModelRefused
 from worker.lifecycle import Copy, CopyKey, Holdings, LifeEvent
-from worker.manifest import Description
-from worker.orders import Order, OrdersRefused, parse_orders, plan
-from worker.types import CopyState, ModelSpec
+from worker.loading import PASSING, Loader, LoadRules, MemoryShort, ModelFiles, OpenModel
+from worker.local_orders import LocalOrders
+from worker.machine_memory import read_resident_bytes
+from worker.memory import Memory, Usage
+from worker.orders import UNBOUNDED, Begin, Order, OrdersRefused, Plan, is_newer, merged, parse_orders, plan
+from worker.types import CopyState
 
-_PASSING = (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED, Code.ABORTED)
-_BACKOFF = Backoff(first_s=0.5, max_s=8.0)
 _IDLE_S = 3600.0
 _SOONEST_S = 0.05
 _AFTER_BUG_S = 1.0
 _log = structlog.get_logger("penstock.reconcile")
-
-
-class ModelFiles(Protocol):
-    """What a load needs of `worker.artifacts`."""
-
-    async def describe(self, digest: Digest) -> Description: ...
-
-    async def prepare(self, description: Description, progress: Progress) -> Prepared: ...
-
-    async def release(self, prepared: Prepared) -> None: ...
 
 
 class Table(Protocol):
@@ -58,23 +47,7 @@ class Table(Protocol):
 
     async def remove(self, model: ModelName, version: ModelVersion, *, grace_s: float | None = None) -> None: ...
 
-
-OpenModel = Callable[[ModelSpec, Path], Awaitable[LoadedModel]]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadRules:
-    """How loads and unloads are gone about."""
-
-    at_once: int = 2
-    attempts: int = 6
-    """In a row without a byte of progress."""
-    backoff: Backoff = _BACKOFF
-    again_after_s: float = 60.0
-    """When a load that failed of a passing cause is tried again."""
-    leave_grace_s: float = 0.3
-    """How long a copy that is to go still answers, so that those who send hear of it first."""
-    drain_grace_s: float = 10.0
+    def usage(self) -> Mapping[CopyKey, Usage]: ...
 
 
 class Reconciler:
@@ -91,11 +64,17 @@ class Reconciler:
         clock: Clock,
         rng: random.Random,
         rules: LoadRules | None = None,
+        *,
+        memory_bytes: int = UNBOUNDED.limit_bytes,
+        resident_bytes: Callable[[], int] = read_resident_bytes,
     ) -> None:
         self._store, self._key, self._files, self._table = store, key, files, table
-        self._open_model, self._holdings, self._clock, self._rng = open_model, holdings, clock, rng
-        self._rules = rules or LoadRules()
-        self._orders: tuple[Order, ...] | None = None
+        self._holdings, self._clock, self._rng = holdings, clock, rng
+        self._rules, self._memory_bytes = rules or LoadRules(), memory_bytes
+        self._loader = Loader(files, open_model, holdings, clock, rng, self._rules, resident_bytes)
+        self._scheduled: tuple[Order, ...] | None = None
+        self.local = LocalOrders(holdings, lambda: self._scheduled or (), self._replanned)
+        self._round_over = asyncio.Event()
         self._dirty = holdings.watch()
         self._loads: dict[CopyKey, asyncio.Task[None]] = {}
         self._prepared: dict[CopyKey, Prepared] = {}
@@ -110,6 +89,12 @@ class Reconciler:
             working.cancel()
             with suppress(asyncio.CancelledError):
                 await working
+
+    async def _replanned(self) -> None:
+        """Return when a round that began after this call is over."""
+        over = self._round_over
+        self._dirty.set()
+        await over.wait()
 
     async def _keep(self) -> None:
         """Begin anew after a bug: what answers goes on answering, and orders are followed again."""
@@ -145,30 +130,66 @@ class Reconciler:
         except OrdersRefused as error:
             _log.error("orders_refused", key=self._key, error=error.message)
             return
-        if orders != self._orders:
+        if orders != self._scheduled:
             _log.info("orders", models=[f"{order.model}:{order.version}" for order in orders])
-            self._orders = orders
+            self._scheduled = orders
             self._dirty.set()
 
     def _converge(self, tasks: asyncio.TaskGroup) -> None:
         """Take the plan's steps. Each begins by moving its copy on, so that the next plan sees it."""
-        if self._orders is None:
-            return
-        steps = plan(self._orders, self._holdings, now_s=self._clock.monotonic_s(), loads_at_once=self._rules.at_once)
+        now_s = self._clock.monotonic_s()
+        memory = Memory(self._memory_bytes, self._table.usage())
+        orders = merged(self._scheduled or (), self.local.orders)
+        for order in orders:
+            copy = self._holdings.get(order.key)
+            if copy is not None and copy.state is CopyState.READY and copy.digest == order.digest:
+                copy.generation, copy.asked = order.generation, order.asked  # it is as the newest order wants it
+        steps = plan(orders, self._holdings, now_s=now_s, loads_at_once=self._rules.at_once, memory=memory)
         for copy in steps.withdrawals:
             self._withdraw(copy)
+        for copy in steps.forgotten:
+            self._holdings.forget(copy)
         for copy in steps.unloads:
-            self._holdings.move(copy, LifeEvent.RETIRED)
-            tasks.create_task(self._unload(copy), name=f"unload {copy.model}")
-        for order in steps.loads:
-            copy = self._holdings.get(order.key) or self._holdings.add(
-                Copy(order.model, order.version, order.digest, order.generation)
-            )
-            copy.generation = order.generation
-            self._holdings.move(copy, LifeEvent.LOAD_BEGUN)
-            self._loads[copy.key] = tasks.create_task(self._load(copy), name=f"load {copy.model}")
+            self._retire(copy, tasks)
+        self._make_room(steps, tasks)
+        for begin in steps.loads:
+            self._begin(begin, tasks)
+        for copy in self._holdings:
+            if copy.retry_at_s is not None and copy.retry_at_s <= now_s and copy.awaits_room:
+                copy.retry_at_s = self._again_at_s()  # nobody can be let go of yet
+        self._round_over.set()
+        self._round_over = asyncio.Event()
+
+    def _make_room(self, steps: Plan, tasks: asyncio.TaskGroup) -> None:
+        rooms = self._loader.rooms
+        for eviction in steps.evictions:
+            copy, other = eviction.copy, eviction.makes_room_for
+            other.may_evict = copy.may_evict = False
+            copy.awaits_room = True
+            _log.info("model_evicted", model=copy.model, version=copy.version, makes_room_for=f"{other.model}:{other.version}")
+            self._retire(copy, tasks, f"unloaded to make room for model {other.model!r} version {other.version}")
+        for copy in steps.promises:
+            rooms.promise(copy)
+        for refusal in steps.refusals:
+            rooms.refuse(refusal.copy, refusal.why)
+        for copy in steps.grants:
+            rooms.give(copy)
+
+    def _begin(self, begin: Begin, tasks: asyncio.TaskGroup) -> None:
+        order = begin.order
+        copy = self._holdings.get(order.key)
+        if copy is None:
+            copy = self._holdings.add(Copy(order.model, order.version, order.digest, order.generation))
+        elif is_newer(order, copy):
+            copy.may_evict = True
+        copy.generation, copy.asked, copy.awaits_room, copy.failure = order.generation, order.asked, False, None
+        self._holdings.move(copy, LifeEvent.LOAD_BEGUN)
+        if begin.promised:
+            self._loader.rooms.promise(copy)
+        self._loads[copy.key] = tasks.create_task(self._load(copy), name=f"load {copy.model}")
 
     def _withdraw(self, copy: Copy) -> None:
+        copy.awaits_room = False
         self._holdings.move(copy, LifeEvent.WITHDRAWN)
         loading = self._loads.get(copy.key)
         if loading is None:
@@ -179,11 +200,18 @@ class Reconciler:
     async def _load(self, copy: Copy) -> None:
         begun_s = self._clock.monotonic_s()
         try:
-            loaded = await self._opened_at_last(copy)
+            loaded, prepared = await self._loader.opened_at_last(copy)
+            loaded.statistics.memory_bytes = copy.measured_bytes
             self._table.add(loaded)
+            self._prepared[copy.key] = prepared
             self._holdings.move(copy, LifeEvent.LOADED)
             _log.info(
-                "model_ready", model=copy.model, version=copy.version, load_s=round(self._clock.monotonic_s() - begun_s, 3)
+                "model_ready",
+                model=copy.model,
+                version=copy.version,
+                load_s=round(self._clock.monotonic_s() - begun_s, 3),
+                memory_bytes=copy.memory_bytes,
+                measured_bytes=copy.measured_bytes,
             )
         except asyncio.CancelledError:
             if copy.state is CopyState.LOADING:  # the worker ends; else the plan withdrew it
@@ -191,78 +219,44 @@ class Reconciler:
             self._holdings.move(copy, LifeEvent.FREED)
             raise
         except PenstockError as error:
-            self._fail(copy, error.message, passing=error.code in _PASSING)
+            self._fail(copy, error)
         except Exception as error:
             _log.error("load_broke", model=copy.model, version=copy.version, exc_info=error)
-            self._fail(copy, "the load broke on a bug; the worker's log has it", passing=False)
+            self._fail(copy, PenstockError("the load broke on a bug; the worker's log has it"))
         finally:
             self._loads.pop(copy.key, None)
 
-    def _fail(self, copy: Copy, reason: str, *, passing: bool) -> None:
-        _log.error("model_failed", model=copy.model, version=copy.version, error=reason)
-        self._holdings.move(copy, LifeEvent.LOAD_FAILED, reason)
-        if passing:
-            copy.retry_at_s = self._clock.monotonic_s() + self._rules.again_after_s * (1 + 0.2 * self._rng.random())
+    def _fail(self, copy: Copy, error: PenstockError) -> None:
+        _log.error("model_failed", model=copy.model, version=copy.version, error=error.message)
+        copy.failure, copy.awaits_room = error, isinstance(error, MemoryShort)
+        self._holdings.move(copy, LifeEvent.LOAD_FAILED, error.message)
+        if error.code in PASSING or copy.awaits_room:
+            copy.retry_at_s = self._again_at_s()
         self._holdings.tell()
 
-    async def _opened_at_last(self, copy: Copy) -> LoadedModel:
-        """Try until it is open, or the attempts are used up, or the cause will not pass. Progress is worth a fresh start."""
-        failures = 0
-        came_bytes = 0
+    def _again_at_s(self) -> float:
+        return self._clock.monotonic_s() + self._rules.again_after_s * (1 + 0.2 * self._rng.random())
 
-        def progress(count: int) -> None:
-            nonlocal came_bytes
-            came_bytes += count
+    def _retire(self, copy: Copy, tasks: asyncio.TaskGroup, reason: str = "") -> None:
+        self._holdings.move(copy, LifeEvent.RETIRED, reason)
+        tasks.create_task(self._unload(copy, reason), name=f"unload {copy.model}")
 
-        while True:
-            before_bytes = came_bytes
-            try:
-                return await self._opened(copy, progress)
-            except PenstockError as error:
-                failures = failures + 1 if came_bytes == before_bytes else 1
-                if error.code not in _PASSING or failures >= self._rules.attempts:
-                    raise
-                delay_s = self._rules.backoff.delay_s(failures, self._rng)
-                _log.warning(
-                    "load_waiting", model=copy.model, version=copy.version, error=error.message, delay_s=round(delay_s, 2)
-                )
-                self._holdings.explain(copy, f"waiting to try again: {error.message}")
-                await self._clock.sleep(delay_s)
-
-    async def _opened(self, copy: Copy, progress: Progress) -> LoadedModel:
-        description = await self._files.describe(copy.digest)
-        spec = description.spec
-        if (spec.model, spec.version) != copy.key:
-            raise ModelRefused(
-                f"model {copy.model!r} version {copy.version} was ordered with digest {copy.digest}, which is that of"
-                f" {spec.model!r} version {spec.version}"
-            )
-        self._holdings.describe(copy, task=spec.task, max_batch_size=spec.max_batch_size)
-        prepared = await self._files.prepare(description, progress)
-        try:
-            loaded = await self._open_model(spec, prepared.folder)
-        except BaseException:
-            await self._files.release(prepared)
-            raise
-        self._prepared[copy.key] = prepared
-        return loaded
-
-    async def _unload(self, copy: Copy) -> None:
+    async def _unload(self, copy: Copy, reason: str) -> None:
         """Once begun it is finished, also if the loop ends meanwhile: a half unloaded copy could never be loaded again."""
         try:
             await self._clock.sleep(self._rules.leave_grace_s)
         finally:
-            await self._let_go(copy)
+            await self._let_go(copy, reason)
 
-    async def _let_go(self, copy: Copy) -> None:
+    async def _let_go(self, copy: Copy, reason: str) -> None:
         try:
             await self._table.remove(copy.model, copy.version, grace_s=self._rules.drain_grace_s)
         except PenstockError as error:
             _log.error("unload_broke", model=copy.model, version=copy.version, exc_info=error)
-        self._holdings.move(copy, LifeEvent.DRAINED)
+        self._holdings.move(copy, LifeEvent.DRAINED, reason)
         if (prepared := self._prepared.pop(copy.key, None)) is not None:
             await self._files.release(prepared)
-        self._holdings.move(copy, LifeEvent.FREED)
+        self._holdings.move(copy, LifeEvent.FREED, reason)
         _log.info("model_unloaded", model=copy.model, version=copy.version)
 
     def _until_retry_s(self) -> float:

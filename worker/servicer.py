@@ -12,28 +12,49 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from importlib import metadata
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import grpc.aio
 from inference import grpc_service_pb2 as pb
 from inference import grpc_service_pb2_grpc as rpc
 
-from runtime.errors import InvalidArgument, Unimplemented
+from runtime.errors import InvalidArgument, NotFound, Unimplemented
 from runtime.identity import Role
 from runtime.serving import Register, inner_peer
-from worker.descriptions import config_of, metadata_of, statistics_of
+from worker.descriptions import metadata_of, statistics_of
 from worker.inference import TableInference
+from worker.model_config import config_of
 from worker.models import ModelTable, UnknownModel
+from worker.shared_memory import SharedMemory
+from worker.spans import current_traceparent
 from worker.streaming import serve_stream
-from worker.types import CallContext
+from worker.types import CallContext, CopyState, Repository
 
 SERVICE = "inference.GRPCInferenceService"
-EXTENSIONS = ("classification", "model_configuration", "binary_tensor_data", "parameters", "statistics", "schedule_policy")
-"""What ServerMetadata names: only what is true here."""
+EXTENSIONS = (
+    "classification",
+    "model_configuration",
+    "binary_tensor_data",
+    "parameters",
+    "statistics",
+    "schedule_policy",
+    "sequence",
+)
+"""What ServerMetadata names: only what is true here; with `system_shared_memory` where it is opened."""
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _READY, _LEAVING = ("READY", ""), ("UNLOADING", "finishing its requests")
+_INDEX_STATES = {
+    CopyState.READY: "READY",
+    CopyState.LOADING: "LOADING",
+    CopyState.UNLOADING: "UNLOADING",
+    CopyState.DRAINING: "UNLOADING",
+    CopyState.UNAVAILABLE: "UNAVAILABLE",
+    CopyState.FAILED: "UNAVAILABLE",
+}
+"""Triton's words: one that failed is unavailable, with the reason."""
+
 _TRACE_SETTINGS = {
     "trace_level": ["OFF"],
     "trace_rate": ["1000"],
@@ -51,9 +72,26 @@ def register_inference(
     inner: bool,
     ready: Callable[[], bool] = lambda: True,
     server_name: str = "penstock-worker",
+    memory: SharedMemory | None = None,
+    traced: bool = False,
+    repository: Repository | None = None,
 ) -> Register:
-    """Adds the service to a server. `inner`: peers have to be gateways or operators of this mesh, by certificate."""
-    servicer = InferenceServicer(inference, table, inner=inner, ready=ready, server_name=server_name)
+    """Adds the service to a server.
+
+    `inner`: peers have to be gateways or operators of this mesh, by certificate. `memory`: clients are on this machine and may
+    have tensors in shared memory. `traced`: spans are made of each call, which requests are to be told of. `repository`: what
+    clients may load and unload; None: nothing.
+    """
+    servicer = InferenceServicer(
+        inference,
+        table,
+        inner=inner,
+        ready=ready,
+        server_name=server_name,
+        memory=memory,
+        traced=traced,
+        repository=repository,
+    )
 
     def register(server: grpc.aio.Server) -> None:
         rpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
@@ -71,21 +109,34 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
     """One per port."""
 
     def __init__(
-        self, inference: TableInference, table: ModelTable, *, inner: bool, ready: Callable[[], bool], server_name: str
+        self,
+        inference: TableInference,
+        table: ModelTable,
+        *,
+        inner: bool,
+        ready: Callable[[], bool],
+        server_name: str,
+        memory: SharedMemory | None = None,
+        traced: bool = False,
+        repository: Repository | None = None,
     ) -> None:
         self._inference = inference
         self._table = table
         self._inner = inner
         self._ready = ready
         self._server_name = server_name
+        self._memory = memory
+        self._traced = traced
+        self._repository = repository
+        self._plain_call = CallContext(memory=memory)
 
     async def ModelInfer(self, request: bytes, context: _Context) -> bytes:  # type: ignore[override]  # see register
         self._check(context)
-        return await self._inference.infer("", "", request, call_of(context))
+        return await self._inference.infer("", "", request, self._call(context))
 
     async def ModelStreamInfer(self, request_iterator: Any, context: _Context) -> None:  # type: ignore[override]
         self._check(context)
-        await serve_stream(self._inference, self._table, context, call_of(context))
+        await serve_stream(self._inference, self._table, context, self._call(context))
 
     async def ServerLive(self, request: pb.ServerLiveRequest, context: _Context) -> pb.ServerLiveResponse:
         self._check(context)
@@ -105,7 +156,8 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: _Context) -> pb.ServerMetadataResponse:
         self._check(context)
-        return pb.ServerMetadataResponse(name=self._server_name, version=_own_version(), extensions=EXTENSIONS)
+        extensions = EXTENSIONS if self._memory is None else (*EXTENSIONS, "system_shared_memory")
+        return pb.ServerMetadataResponse(name=self._server_name, version=_own_version(), extensions=extensions)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: _Context) -> pb.ModelMetadataResponse:
         self._check(context)
@@ -129,48 +181,71 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: _Context) -> pb.RepositoryIndexResponse:
         self._check(context)
-        if request.repository_name:
-            raise Unimplemented(
-                f"there is one repository here; leave repository_name empty (it is {request.repository_name!r})"
-            )
-        rows = [(loaded, *_READY) for loaded in self._table]
-        if not request.ready:
-            rows += [(loaded, *_LEAVING) for loaded in self._table.leaving]
+        _check_repository_name(request.repository_name)
+        if self._repository is None:
+            rows: list[tuple[str, str, str, str]] = [
+                (loaded.spec.model, loaded.spec.version, *_READY) for loaded in self._table
+            ]
+            rows += [(loaded.spec.model, loaded.spec.version, *_LEAVING) for loaded in self._table.leaving]
+        else:
+            rows = [(row.name, row.version, _INDEX_STATES.get(row.state, ""), row.reason) for row in self._repository.rows()]
         return pb.RepositoryIndexResponse(
             models=[
-                pb.RepositoryIndexResponse.ModelIndex(
-                    name=loaded.spec.model, version=loaded.spec.version, state=state, reason=reason
-                )
-                for loaded, state, reason in rows
+                pb.RepositoryIndexResponse.ModelIndex(name=name, version=version, state=state, reason=reason)
+                for name, version, state, reason in rows
+                if state == "READY" or not request.ready
             ]
         )
 
     async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: _Context
     ) -> pb.RepositoryModelLoadResponse:
-        self._refuse_repository(context, "loads")
+        repository = self._checked_repository(context, "loads", request.repository_name)
+        for name in request.parameters:
+            if name == "config" or name.startswith("file:"):
+                raise Unimplemented(f"parameter {name!r}: a model is loaded as its folder describes it; change that instead")
+            raise InvalidArgument(f"parameter {name!r} of a load is not known; it takes none")
+        await repository.load(request.model_name)
+        return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: _Context
     ) -> pb.RepositoryModelUnloadResponse:
-        self._refuse_repository(context, "unloads")
+        repository = self._checked_repository(context, "unloads", request.repository_name)
+        if unknown := sorted(request.parameters.keys() - {"unload_dependents"}):  # models here depend on no others
+            raise InvalidArgument(f"parameter {unknown[0]!r} of an unload is not known; known: unload_dependents")
+        await repository.unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
 
     async def SystemSharedMemoryStatus(
         self, request: pb.SystemSharedMemoryStatusRequest, context: _Context
     ) -> pb.SystemSharedMemoryStatusResponse:
         self._check(context)
-        return pb.SystemSharedMemoryStatusResponse()
+        regions = dict(self._memory or ())
+        if request.name and request.name not in regions:
+            raise NotFound(f"Unable to find system shared memory region: '{request.name}'")
+        response = pb.SystemSharedMemoryStatusResponse()
+        for name in [request.name] if request.name else regions:
+            region, told = regions[name], response.regions[name]
+            told.name, told.key, told.offset, told.byte_size = name, region.key, region.offset, region.byte_size
+        return response
 
     async def SystemSharedMemoryRegister(
         self, request: pb.SystemSharedMemoryRegisterRequest, context: _Context
     ) -> pb.SystemSharedMemoryRegisterResponse:
-        self._refuse_shared_memory(context)
+        self._check(context)
+        if self._memory is None:
+            raise Unimplemented("this port opens no shared memory; send tensors in raw_input_contents")
+        self._memory.register(request.name, request.key, request.offset, request.byte_size)
+        return pb.SystemSharedMemoryRegisterResponse()
 
     async def SystemSharedMemoryUnregister(
         self, request: pb.SystemSharedMemoryUnregisterRequest, context: _Context
     ) -> pb.SystemSharedMemoryUnregisterResponse:
         self._check(context)
-        return pb.SystemSharedMemoryUnregisterResponse()  # none is registered: what was asked for is so
+        if self._memory is not None:
+            self._memory.unregister(request.name)
+        return pb.SystemSharedMemoryUnregisterResponse()  # what is not registered is as was asked for
 
     async def CudaSharedMemoryStatus(
         self, request: pb.CudaSharedMemoryStatusRequest, context: _Context
@@ -181,7 +256,11 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
     async def CudaSharedMemoryRegister(
         self, request: pb.CudaSharedMemoryRegisterRequest, context: _Context
     ) -> pb.CudaSharedMemoryRegisterResponse:
-        self._refuse_shared_memory(context)
+        self._check(context)
+        raise Unimplemented(
+            "this server opens no CUDA IPC handles: its engines take tensors from host memory; send them in raw_input_contents,"
+            " or in system shared memory where ServerMetadata names it"
+        )
 
     async def CudaSharedMemoryUnregister(
         self, request: pb.CudaSharedMemoryUnregisterRequest, context: _Context
@@ -216,24 +295,26 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
         if self._inner:
             inner_peer(context, Role.GATEWAY, Role.OPERATOR)
 
-    def _refuse_repository(self, context: _Context, verb: str) -> NoReturn:
+    def _checked_repository(self, context: _Context, verb: str, repository_name: str) -> Repository:
         self._check(context)
-        raise Unimplemented(f"a worker {verb} what the scheduler assigns to it; ask the mesh's gateway instead")
+        _check_repository_name(repository_name)
+        if self._repository is None:
+            raise Unimplemented(f"a worker {verb} what the scheduler assigns to it; ask the mesh's gateway instead")
+        return self._repository
 
-    def _refuse_shared_memory(self, context: _Context) -> NoReturn:
-        self._check(context)
-        raise Unimplemented("this server maps no shared memory; send tensors in raw_input_contents")
+    def _call(self, context: _Context) -> CallContext:
+        """What an RPC carries besides its payload."""
+        remaining_s = context.time_remaining()
+        traceparent = current_traceparent() if self._traced else ""
+        if remaining_s is None and not traceparent:
+            return self._plain_call
+        deadline_s = None if remaining_s is None else asyncio.get_running_loop().time() + remaining_s
+        return CallContext(deadline_s=deadline_s, traceparent=traceparent, memory=self._memory)
 
 
-def call_of(context: _Context) -> CallContext:
-    """What an RPC carries besides its payload."""
-    remaining_s = context.time_remaining()
-    if remaining_s is None:
-        return _NO_DEADLINE
-    return CallContext(deadline_s=asyncio.get_running_loop().time() + remaining_s)
-
-
-_NO_DEADLINE = CallContext()
+def _check_repository_name(name: str) -> None:
+    if name:
+        raise Unimplemented(f"there is one repository here; leave repository_name empty (it is {name!r})")
 
 
 def _refuse_changes(kind: str, settings: Iterable[str], instead: str) -> None:

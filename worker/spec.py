@@ -6,6 +6,7 @@ A codec, one way. Decides what a manifest has to say to describe a model; who si
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
@@ -35,6 +36,7 @@ from worker.types import (
 _TEXT_ENGINES = ("llm",)
 _TEXT_TASKS = (Task.CHAT, Task.COMPLETION)
 
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _MAX_PRIORITY_LEVELS = 64
 _MAX_INSTANCES = 256
 _KINDS = MappingProxyType(
@@ -52,7 +54,7 @@ _ID_DATATYPES = ("UINT64", "INT64", "UINT32", "INT32", "BYTES")
 def spec_of(manifest: models_pb2.Manifest, digest: Digest, signer: bytes = b"") -> ModelSpec:
     """The model as the worker needs it. Raises ModelRefused for a manifest that describes none."""
     where = f"the manifest of {manifest.model!r} version {manifest.version!r}"
-    if not manifest.model or not manifest.version.isdecimal() or int(manifest.version) < 1:
+    if not manifest.model or not _VERSION.fullmatch(manifest.version):
         raise ModelRefused(f"{where} needs a name and a positive decimal version")
     tasks = {task.value: task for task in Task}
     if manifest.task not in tasks:

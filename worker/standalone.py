@@ -1,27 +1,16 @@
-"""Models as they lie in folders, for a worker that serves alone: no registry, no signature, no etcd."""
+"""A worker that serves alone: folders instead of a registry, a plaintext port instead of a mesh."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import AsyncIterator, Iterable
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from pathlib import Path
-
-import structlog
 
 from runtime.errors import FailedPrecondition
-from runtime.ids import Digest
-from runtime.model_folder import complete_manifest, hash_file, read_model_folder
 from worker.config import WorkerSettings
-from worker.copies import open_model
-from worker.lifecycle import Copy, Holdings, LifeEvent
+from worker.lifecycle import Holdings
 from worker.models import ModelTable
-from worker.spec import spec_of
-from worker.threads import in_thread
-from worker.types import ModelSpec
-
-VERSION = "1"
-_log = structlog.get_logger("penstock.worker")
+from worker.repository import FolderFailure, FolderRepository, OpenModel
 
 
 @asynccontextmanager
@@ -37,28 +26,49 @@ async def opened_table() -> AsyncIterator[ModelTable]:
 
 def check_alone(settings: WorkerSettings) -> None:
     """Raises FailedPrecondition where folders and being alone do not go together, or nothing would be served."""
-    if settings.model_folder and not settings.standalone:
+    if (settings.model_folder or settings.model_repository) and not settings.standalone:
         raise FailedPrecondition(
-            "--model-folder is for a worker that serves alone; pass --standalone too, or publish the model"
+            "--model-folder and --model-repository are for a worker that serves alone; pass --standalone too, or publish them"
         )
     if settings.standalone and settings.kserve_port is None and settings.identity_dir is None:
         raise FailedPrecondition("a standalone worker without a port serves nobody; pass --kserve-port, or --identity-dir")
 
 
-async def load_folders(folders: Iterable[Path], table: ModelTable, holdings: Holdings) -> None:
-    """Put each folder's model into the table. Raises ModelFolderRefused, ModelRefused, EngineUnavailable, AlreadyExists."""
-    for folder in folders:
-        spec = await in_thread(read_spec, folder)
-        copy = holdings.add(Copy(spec.model, spec.version, spec.digest, 0, task=spec.task, max_batch_size=spec.max_batch_size))
-        holdings.move(copy, LifeEvent.LOAD_BEGUN)
-        table.add(await open_model(spec, folder))
-        holdings.move(copy, LifeEvent.LOADED)
-        _log.info("model_ready", model=spec.model, version=spec.version, folder=str(folder))
+@asynccontextmanager
+async def opened_repository(
+    settings: WorkerSettings, table: ModelTable, holdings: Holdings, open_model: OpenModel, stop: asyncio.Event
+) -> AsyncIterator[FolderRepository | None]:
+    """The folders' models, loaded as far as they could be before `stop` was set; None for a worker of a mesh.
+
+    Raises what a --model-folder failed with, and the first failure where nothing was loaded.
+    """
+    if not settings.standalone:
+        yield None
+        return
+    repository = FolderRepository(
+        settings.model_folder,
+        settings.model_repository,
+        table,
+        holdings,
+        open_model,
+        loads_at_once=settings.loads_at_once,
+        drain_grace_s=settings.drain_grace_s,
+    )
+    async with repository.running():
+        failures = await _unless(stop, repository.load_all())
+        named = [failure for failure in failures if failure.folder in settings.model_folder]
+        if named or (failures and not len(table)):
+            raise (named or failures)[0].error
+        yield repository
 
 
-def read_spec(folder: Path) -> ModelSpec:
-    """The folder's model as version 1, with the digest that its manifest would have."""
-    described = read_model_folder(folder)
-    manifest = complete_manifest(described, VERSION, {file.path: hash_file(file.file) for file in described.files})
-    digest = hashlib.sha256(manifest.SerializeToString(deterministic=True)).hexdigest()
-    return spec_of(manifest, Digest(digest))
+async def _unless(stop: asyncio.Event, loading: Coroutine[None, None, list[FolderFailure]]) -> list[FolderFailure]:
+    """A worker that is told to end while it loads does not load on."""
+    tasks = asyncio.ensure_future(loading), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return tasks[0].result() if tasks[0].done() else []
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,7 +1,10 @@
 """What one copy of a model has done: Triton's counters, exactly. Plain additions on the loop; read by RPC and by Prometheus.
 
 Never decides anything. Durations are nanoseconds, as in ModelStatistics; every request is charged the durations of the
-execution it took part in.
+execution it took part in. What adds up, always: a request that the model was asked for ends in `success` or in one of
+`failures`, whose sum is `fail`. The rows of `batches`, each as often as it was executed, are `inference_count`; how often that
+was is `execution_count`. `queue` counts the requests that reached the engine, `compute_infer` those whose execution ended well,
+whether or not somebody still waited for the answer.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class Duration:
         self.ns += ns
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made for every execution, at half the price
 class Timing:
     """One execution: gathering its inputs, computing, dividing its outputs."""
 
@@ -67,10 +70,30 @@ class Histogram:
                 self.counts[index] += 1
 
 
+_RESPONSE_INDEXES = 128
+"""Responses of one request that are told apart; those after are counted as the last of them."""
+
+
+@dataclass(slots=True)
+class ResponseTimes:
+    """The n-th responses of a decoupled model's requests."""
+
+    compute_infer: Duration = field(default_factory=Duration)
+    compute_output: Duration = field(default_factory=Duration)
+    success: Duration = field(default_factory=Duration)
+    fail: Duration = field(default_factory=Duration)
+    empty_response: Duration = field(default_factory=Duration)
+    cancel: Duration = field(default_factory=Duration)
+
+
 @dataclass(slots=True)
 class CopyStatistics:
     """The counters of one copy."""
 
+    load_s: float = 0.0
+    """How long it took until the copy could answer."""
+    memory_bytes: int = 0
+    """By how much the process grew meanwhile; 0 = not known."""
     last_inference_ms: int = 0
     inference_count: int = 0
     """Rows."""
@@ -86,6 +109,8 @@ class CopyStatistics:
     """By rows; the model's largest batch bounds the keys."""
     failures: dict[Failure, int] = field(default_factory=lambda: dict.fromkeys(Failure, 0))
     first_response: Histogram = field(default_factory=Histogram)
+    responses: list[ResponseTimes] = field(default_factory=list)
+    """By their index in a request's answer."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -104,7 +129,28 @@ class CopyStatistics:
         times.compute_infer.add(timing.infer_ns)
         times.compute_output.add(timing.output_ns)
 
+    def responded(self, index: int, ns: int, *, empty: bool = False) -> None:
+        """A decoupled model gave the response of this index, so long after the one before, or after its request began."""
+        times = self._response(index)
+        if empty:
+            times.empty_response.add(ns)
+        else:
+            times.compute_infer.add(ns)
+            times.compute_output.add(0)
+        times.success.add(ns)
+
+    def response_failed(self, index: int, reason: Failure, ns: int) -> None:
+        """A request that had begun ended, so long after its last response, without the one of this index."""
+        times = self._response(index)
+        (times.cancel if reason is Failure.CANCELED else times.fail).add(ns)
+
     def failed(self, reason: Failure, ns: int) -> None:
         """One request ended without an answer, this long after it came."""
         self.failures[reason] += 1
         self.fail.add(ns)
+
+    def _response(self, index: int) -> ResponseTimes:
+        index = min(index, _RESPONSE_INDEXES - 1)
+        while len(self.responses) <= index:
+            self.responses.append(ResponseTimes())
+        return self.responses[index]

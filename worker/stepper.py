@@ -1,7 +1,7 @@
-"""The thread that steps a text model's generations by turns, one token each a round.
+"""The thread that steps a text model's batch: whoever has a place and is not parked, all at once.
 
-Owns the running generations. Hears of tickets through its inbox and answers with events; what it posts is delivered on the
-loop in order. Never decides who runs: `generation.py` does.
+Owns the running generations. Hears of tickets through its inbox between two steps and answers with what happened; what it posts
+is delivered on the loop in order. Never decides who runs: `generation.py` does.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,15 +18,15 @@ from dataclasses import dataclass, field
 import structlog
 
 from runtime.errors import PenstockError
-from worker.engine import EngineFailed, Generation, Piece, TextEngine, TextRequest
+from worker.engine import EngineFailed, Generation, Piece, TextEngine
 
 _log = structlog.get_logger("penstock.generation")
 
 UNREAD_PIECES = 64
 """Where a generation parks until its reader catches up."""
 
-_GATHER_NS = 500_000
-"""Pieces of one round leave together, but none waits longer than this for the rest of the round."""
+_LOOP_STALLS_S = 1.0
+"""What the loop was told before is waited for no longer than this: it may be closing."""
 
 
 class Step(enum.Enum):
@@ -41,7 +42,7 @@ class Step(enum.Enum):
 class Ticket:
     """One generation. Each field is written on one side only."""
 
-    request: TextRequest
+    generation: Generation
     arrived_ns: int
     # The loop writes these.
     read: int = 0
@@ -50,11 +51,12 @@ class Ticket:
     ended: bool = False
     parked: bool = False
     first_ns: int = 0
+    last_ns: int = 0
+    responses: int = 0
     pieces: deque[Piece] = field(default_factory=deque)
     wake: asyncio.Future[None] | None = None
     timer: asyncio.TimerHandle | None = None
     # The thread writes these.
-    generation: Generation | None = None
     produced: int = 0
     began_ns: int = 0
     infer_ns: int = 0
@@ -63,30 +65,48 @@ class Ticket:
 Event = tuple[Ticket, Piece | PenstockError | Step]
 
 
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One step of the batch."""
+
+    rows: int
+    """Generations that went on."""
+    infer_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What happened since the thread told something last."""
+
+    events: list[Event] = field(default_factory=list)
+    executions: list[Execution] = field(default_factory=list)
+
+
 class Stepper:
     """The thread's body. `inbox` gives tickets to begin or to take up again; None ends it."""
 
-    def __init__(
-        self, engine: TextEngine, inbox: queue.SimpleQueue[Ticket | None], post: Callable[[list[Event]], None]
-    ) -> None:
+    def __init__(self, engine: TextEngine, inbox: queue.SimpleQueue[Ticket | None], post: Callable[[Told], None]) -> None:
         self._engine = engine
         self._inbox = inbox
         self._post = post
         self._active: list[Ticket] = []
-        self._events: list[Event] = []
-        self._gathering_since_ns = 0
+        self._told = Told()
+        self._heard = threading.Event()
+        self._heard.set()
 
     def work(self) -> None:
         """Until the inbox says so."""
         while self._hear():
-            for ticket in tuple(self._active):
-                self._step(ticket)
-                self._flush(older_than_ns=_GATHER_NS)
+            self._step()
             self._flush()
         for ticket in self._active:
             self._release(ticket)
         self._flush()
         self._engine.close()
+
+    def heard(self) -> None:
+        """Called on the loop once it has delivered what was posted: the next step computes meanwhile, no further one."""
+        self._heard.set()
 
     def _hear(self) -> bool:
         """Take what the inbox holds; wait for it where nothing is active. False: the end."""
@@ -99,68 +119,70 @@ class Stepper:
                 return False
             if ticket.left:
                 self._release(ticket)
-            elif ticket.generation is not None:
-                self._active.append(ticket)
-            else:
-                self._begin(ticket)
-            if not self._active:
                 self._flush()
+                continue
+            if not ticket.began_ns:
+                ticket.began_ns = time.monotonic_ns()
+            self._active.append(ticket)
 
-    def _begin(self, ticket: Ticket) -> None:
-        ticket.began_ns = time.monotonic_ns()
-        try:
-            ticket.generation = self._engine.begin(ticket.request)
-        except Exception as error:
-            self._tell(ticket, _known(error))
-            self._release(ticket)
-            return
-        ticket.infer_ns = time.monotonic_ns() - ticket.began_ns
-        self._active.append(ticket)
+    def _step(self) -> None:
+        stepped = []
+        for ticket in self._active:
+            if ticket.left:
+                self._release(ticket)
+            else:
+                stepped.append(ticket)
+        self._active = [ticket for ticket, answer in self._answers(stepped) if self._goes_on(ticket, answer)]
 
-    def _step(self, ticket: Ticket) -> None:
-        if ticket.left or ticket.generation is None:
-            self._active.remove(ticket)
-            self._release(ticket)
-            return
+    def _answers(self, stepped: list[Ticket]) -> list[tuple[Ticket, Piece | PenstockError | None]]:
+        if not stepped:
+            return []
         begun_ns = time.monotonic_ns()
         try:
-            piece = ticket.generation.step()
+            answers = self._engine.step([ticket.generation for ticket in stepped])
         except Exception as error:
-            self._tell(ticket, _known(error))
-            self._active.remove(ticket)
+            return [(ticket, known_failure(error)) for ticket in stepped]
+        infer_ns = time.monotonic_ns() - begun_ns
+        for ticket in stepped:
+            ticket.infer_ns += infer_ns
+        if rows := sum(not isinstance(answer, PenstockError) for answer in answers):
+            self._told.executions.append(Execution(rows, infer_ns))
+        return list(zip(stepped, answers, strict=True))
+
+    def _goes_on(self, ticket: Ticket, answer: Piece | PenstockError | None) -> bool:
+        """Tell what there is to tell; whether the ticket takes part in the next step."""
+        if answer is None:
+            return True
+        self._tell(ticket, answer)
+        if isinstance(answer, PenstockError) or answer.finish is not None:
             self._release(ticket)
-            return
-        ticket.infer_ns += time.monotonic_ns() - begun_ns
-        if piece is None:
-            return
+            return False
         ticket.produced += 1
-        self._tell(ticket, piece)
-        if piece.finish is not None:
-            self._active.remove(ticket)
-            self._release(ticket)
-        elif ticket.produced - ticket.read >= UNREAD_PIECES:
-            self._active.remove(ticket)
-            self._tell(ticket, Step.PARKED)
+        if ticket.produced - ticket.read < UNREAD_PIECES:
+            return True
+        self._tell(ticket, Step.PARKED)
+        return False
 
     def _release(self, ticket: Ticket) -> None:
-        if ticket.generation is not None:
-            ticket.generation.close()
-            ticket.generation = None
+        ticket.generation.close()
         self._tell(ticket, Step.RELEASED)
 
     def _tell(self, ticket: Ticket, event: Piece | PenstockError | Step) -> None:
-        if not self._events:
-            self._gathering_since_ns = time.monotonic_ns()
-        self._events.append((ticket, event))
+        self._told.events.append((ticket, event))
 
-    def _flush(self, older_than_ns: int = 0) -> None:
-        if self._events and time.monotonic_ns() - self._gathering_since_ns >= older_than_ns:
-            events, self._events = self._events, []
-            self._post(events)
+    def _flush(self) -> None:
+        # Executions alone wait: they are for statistics, and the next piece is not far.
+        if self._told.events:
+            # A small model's thread would else keep the GIL from the loop, which waits 5 ms before it asks for it.
+            self._heard.wait(_LOOP_STALLS_S)
+            self._heard.clear()
+            told, self._told = self._told, Told()
+            self._post(told)
 
 
-def _known(error: Exception) -> PenstockError:
+def known_failure(error: Exception) -> PenstockError:
+    """What a request is told of it; what the engine did not mean to raise goes to the log."""
     if isinstance(error, PenstockError):
         return error
-    _log.error("generation_failed", exc_info=error)
+    _log.error("step_failed", exc_info=error)
     return EngineFailed("the engine failed on this generation; the worker's log has the reason")

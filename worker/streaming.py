@@ -17,8 +17,9 @@ from inference import grpc_service_pb2
 
 from runtime.errors import PenstockError
 from runtime.status import translated
+from runtime.whole_batches import whole
 from worker.inference import TableInference
-from worker.kserve import parse
+from worker.kserve import parse, streamed
 from worker.models import ModelTable, UnknownModel
 from worker.types import CallContext, Kind
 
@@ -60,7 +61,7 @@ class _Stream:
         before: asyncio.Event | None = None
         while True:
             await self._places.acquire()
-            payload = await self._context.read()
+            payload = await whole(self._context.read())
             if payload is grpc.aio.EOF:
                 return
             try:
@@ -82,7 +83,7 @@ class _Stream:
         try:
             async with aclosing(self._inference.stream("", "", request, self._call)) as responses:
                 async for response in responses:
-                    await self._write(grpc_service_pb2.ModelStreamInferResponse(infer_response=response), before)
+                    await self._write(streamed(response), before)
         except (asyncio.CancelledError, grpc.aio.BaseError):
             raise
         except Exception as raised:
@@ -97,7 +98,7 @@ class _Stream:
             raise error
         message = grpc_service_pb2.ModelStreamInferResponse(error_message=error.message)
         message.infer_response.id = request_id
-        await self._write(message, before)
+        await self._write(message.SerializeToString(), before)
 
     def _ordered(self, request: grpc_service_pb2.ModelInferRequest) -> bool:
         try:
@@ -105,8 +106,8 @@ class _Stream:
         except UnknownModel:
             return True
 
-    async def _write(self, message: grpc_service_pb2.ModelStreamInferResponse, before: asyncio.Event | None) -> None:
+    async def _write(self, message: bytes, before: asyncio.Event | None) -> None:
         if before is not None:
             await before.wait()
         async with self._writing:  # one write at a time is what grpc.aio allows
-            await self._context.write(message.SerializeToString())
+            await whole(self._context.write(message))

@@ -26,12 +26,12 @@ def element_count(shape: Sequence[int]) -> int:
     return count
 
 
-def from_raw(raw: bytes, datatype: Datatype, shape: Sequence[int], name: str) -> Array:
+def from_raw(raw: bytes | memoryview, datatype: Datatype, shape: Sequence[int], name: str) -> Array:
     """A view of `raw`, or an object array of bytes. Raises InvalidArgument where the size is not the shape's."""
     count = element_count(shape)
     size_bytes = datatype.size_bytes
     if not size_bytes:
-        return shaped(bytes_elements(raw, count, name), shape, name)
+        return shaped(bytes_elements(bytes(raw), count, name), shape, name)
     if len(raw) != count * size_bytes:
         raise InvalidArgument(
             f"input {name!r} has {len(raw)} bytes of data; {datatype.name} of shape {list(shape)} takes {count * size_bytes}"
@@ -91,6 +91,13 @@ def to_raw(array: Array) -> bytes:
         parts.append(_LENGTH.pack(len(element)))
         parts.append(element)
     return b"".join(parts)
+
+
+def bytes_of(array: Array) -> memoryview:
+    """As `to_raw`, without a copy where the array lies in that order already."""
+    if array.dtype.hasobject:
+        return memoryview(to_raw(array))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def object_array(elements: Sequence[object]) -> Array:

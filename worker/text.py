@@ -1,17 +1,20 @@
 """Text models behind the KServe contract: a `text_input` becomes a generation, its pieces become `text_output` responses.
 
 A codec. The names of the request parameters are those of Triton's text backends: max_tokens, temperature, top_p, top_k, seed,
-stop; and `chat_template` (bool), which tells whether a chat model's own template is put around the text (it is, unless false).
+stop, frequency_penalty, presence_penalty, repetition_penalty, logprobs (how many of the likeliest tokens are told at each
+place, 0 = the chosen one alone); and `chat_template` (bool), which tells whether a chat model's own template is put around the
+text (it is, unless false). Log probabilities come as a response parameter `logprobs`: JSON, as OpenAI's interface has them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from inference import grpc_service_pb2
 
 from runtime.errors import InvalidArgument
-from worker.engine import Message, Piece, Sampling, TextRequest
+from worker.engine import Logprob, Message, Piece, Sampling, TextRequest, TokenLogprob
 from worker.kserve import RequestCodec, TensorRequest
 from worker.tensors import object_array
 from worker.types import ModelSpec, Task
@@ -24,8 +27,13 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "top_k": (int,),
     "seed": (int,),
     "stop": (str,),
+    "frequency_penalty": (float, int),
+    "presence_penalty": (float, int),
+    "repetition_penalty": (float, int),
+    "logprobs": (int,),
     "chat_template": (bool,),
 }
+_COUNTS = ("max_tokens", "top_k", "seed", "logprobs")
 
 
 def text_request(spec: ModelSpec, request: TensorRequest) -> TextRequest:
@@ -41,7 +49,7 @@ def text_request(spec: ModelSpec, request: TensorRequest) -> TextRequest:
             raise InvalidArgument(
                 f"parameter {name!r} is {type(value).__name__}; expected {' or '.join(k.__name__ for k in kinds)}"
             )
-        if name in ("max_tokens", "top_k", "seed") and not 0 <= int(value) < 2**63:
+        if name in _COUNTS and not 0 <= int(value) < 2**63:
             raise InvalidArgument(f"parameter {name!r} is {value}; it cannot be negative or exceed 63 bits")
     source = next((tensor.name for tensor in spec.inputs if tensor.datatype == "BYTES"), "")
     text = bytes(request.inputs[source].reshape(-1)[0]).decode()
@@ -50,14 +58,22 @@ def text_request(spec: ModelSpec, request: TensorRequest) -> TextRequest:
     return TextRequest(
         prompt=(Message("user", text),) if templated else text,
         sampling=Sampling(
-            temperature=float(asked["temperature"]) if "temperature" in asked else None,
-            top_p=float(asked["top_p"]) if "top_p" in asked else None,
+            temperature=_fraction(asked, "temperature"),
+            top_p=_fraction(asked, "top_p"),
             top_k=int(asked["top_k"]) if "top_k" in asked else None,
             seed=int(asked["seed"]) if "seed" in asked else None,
+            frequency_penalty=_fraction(asked, "frequency_penalty"),
+            presence_penalty=_fraction(asked, "presence_penalty"),
+            repetition_penalty=_fraction(asked, "repetition_penalty"),
         ),
         max_tokens=int(asked.get("max_tokens", 0)),
         stop=(stop,) if stop else (),
+        top_logprobs=int(asked["logprobs"]) if "logprobs" in asked else None,
     )
+
+
+def _fraction(asked: Mapping[str, bool | int | float | str], name: str) -> float | None:
+    return float(asked[name]) if name in asked else None
 
 
 def text_response(codec: RequestCodec, request: TensorRequest, piece: Piece) -> grpc_service_pb2.ModelInferResponse:
@@ -69,8 +85,22 @@ def text_response(codec: RequestCodec, request: TensorRequest, piece: Piece) -> 
         array = object_array([piece.text.encode()])
         response = codec.response(request.request_id, request.outputs[:1], [array] * (request.outputs[0].index + 1))
     response.parameters[FINAL].bool_param = final
+    if piece.logprobs:
+        response.parameters["logprobs"].string_param = json.dumps([_told(each) for each in piece.logprobs])
     if piece.finish is not None:
         response.parameters["finish_reason"].string_param = piece.finish.value
         response.parameters["prompt_tokens"].int64_param = piece.prompt_tokens
         response.parameters["completion_tokens"].int64_param = piece.completion_tokens
     return response
+
+
+def _told(place: TokenLogprob) -> dict[str, object]:
+    return {**_named(place.chosen), "top_logprobs": [_named(each) for each in place.top]}
+
+
+def _named(logprob: Logprob) -> dict[str, object]:
+    return {
+        "token": logprob.token.decode(errors="replace"),
+        "logprob": logprob.logprob,
+        "bytes": list(logprob.token),
+    }

@@ -6,7 +6,7 @@ Execution streams and the KServe servicer call an `Inference`; the lifecycle put
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -198,6 +198,26 @@ class CopyState(enum.Enum):
     FAILED = "FAILED"
 
 
+class SharedRegion(Protocol):
+    """Memory that a client on this machine shares with us."""
+
+    byte_size: int
+
+    def read(self, offset: int, byte_size: int) -> memoryview:
+        """A copy of these bytes. Raises InvalidArgument where the client took them away."""
+        ...
+
+    def write(self, offset: int, content: memoryview) -> None:
+        """Put the bytes there. Raises InvalidArgument where the client took the place away."""
+        ...
+
+
+class SharedRegions(Protocol):
+    def region(self, name: str) -> SharedRegion:
+        """Stays usable while it is held, also if it is unregistered meanwhile. Raises NotFound."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class CallContext:
     """What travels with a request besides its payload."""
@@ -208,6 +228,8 @@ class CallContext:
     deadline_s: float | None = None
     """On the event loop's clock; None = none was set."""
     traceparent: str = ""
+    memory: SharedRegions | None = None
+    """Where tensors may lie instead of in the payload; None: everything travels in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +238,34 @@ class Load:
 
     in_flight: int
     queued_rows: int
+    max_in_flight: int = 0
+    """0 = not told."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryRow:
+    """One model of a repository, for its index."""
+
+    name: str
+    version: str
+    state: CopyState
+    reason: str = ""
+
+
+class Repository(Protocol):
+    """Models that a client may load and unload by name; Triton's explicit model control."""
+
+    async def load(self, name: str) -> None:
+        """Returns when it answers; one that answers already is loaded anew. Raises NotFound kinds, and why it cannot be."""
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Returns when it is gone."""
+        ...
+
+    def rows(self) -> Sequence[RepositoryRow]:
+        """Everything there is, loaded or not."""
+        ...
 
 
 class Inference(Protocol):

@@ -25,6 +25,7 @@ from placement.types import Request
 from runtime.errors import PenstockError
 from runtime.ids import ModelName, ModelVersion
 from runtime.status import translated
+from runtime.whole_batches import whole
 
 METHOD = "ModelStreamInfer"
 _ERRORS_AS_STATUS = "triton_grpc_error"
@@ -64,7 +65,7 @@ class InferenceStream:
         before: asyncio.Event | None = None
         while True:
             await self._places.acquire()
-            payload = await self._context.read()
+            payload = await whole(self._context.read())
             if not isinstance(payload, bytes):  # grpc.aio.EOF
                 return
             head, started_s = RequestHead(""), perf_counter()
@@ -118,7 +119,7 @@ class InferenceStream:
         if before is not None:
             await before.wait()
         async with self._writing:  # one write at a time is what grpc.aio allows
-            await self._context.write(answer)
+            await whole(self._context.write(answer))
 
     def _generates(self, head: RequestHead) -> bool:
         copies = self._fleet.copies(head.model)

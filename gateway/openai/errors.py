@@ -52,6 +52,7 @@ _BY_REASON: dict[str, tuple[int, str]] = {
     "KEY_REFUSED": (401, "invalid_api_key"),
     "MODEL_NOT_ALLOWED": (403, "model_not_allowed"),
     "RATE_LIMITED": (429, "rate_limit_exceeded"),
+    "UPSTREAM_RATE_LIMITED": (429, "rate_limit_exceeded"),
     "OPENAI_BODY_TOO_LARGE": (413, "request_too_large"),
 }
 _BY_CODE: dict[Code, tuple[int, str]] = {

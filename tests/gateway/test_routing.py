@@ -17,7 +17,16 @@ from gateway.retries import RetryBudget
 from gateway.routing import FleetFull, ModelCold, ModelUnknown, Router, RoutingSettings, WorkersUnreachable
 from placement.types import CopyState, Request, Strategy, Worker
 from runtime.clock import SystemClock
-from runtime.errors import DeadlineExceeded, InvalidArgument, NotFound, PenstockError, ResourceExhausted, Unavailable
+from runtime.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    PenstockError,
+    ResourceExhausted,
+    Unavailable,
+    UpstreamBusy,
+    UpstreamUnavailable,
+)
 from runtime.ids import ModelName, ModelVersion, WorkerId
 from tests.gateway.fakes import FakeLink, FakeSource, copy_of, wish_of, worker_of
 
@@ -89,6 +98,23 @@ async def test_what_the_request_itself_got_wrong_is_not_retried() -> None:
         with pytest.raises(InvalidArgument):
             await mesh.router.infer(M, b"x", CALL)
         assert links["a"].calls + links["b"].calls == 1
+
+
+async def test_an_upstream_that_refuses_is_not_asked_again_through_another_worker() -> None:
+    links = {each: FakeLink("127.0.0.1:1", [UpstreamBusy("busy", retry_after_s=7)]) for each in ("a", "b")}
+    async with routed(*pair(), links=links) as mesh:
+        with pytest.raises(UpstreamBusy) as caught:
+            await mesh.router.infer(M, b"x", CALL)
+        assert caught.value.retry_after_s == 7
+        assert links["a"].calls + links["b"].calls == 1
+
+
+async def test_an_upstream_that_fails_does_not_inhibit_the_worker_before_it() -> None:
+    links = {"a": FakeLink("127.0.0.1:1", [UpstreamUnavailable("502")]), "b": FakeLink("127.0.0.1:1")}
+    async with routed(*pair(), links=links) as mesh:
+        for _ in range(24):
+            assert await mesh.router.infer(M, b"x", CALL) == b"x"
+        assert links["a"].calls > 1
 
 
 async def test_full_everywhere_is_shed_with_what_the_last_one_said() -> None:

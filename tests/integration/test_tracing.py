@@ -1,4 +1,4 @@
-"""Spans leave a real process: a worker tells a collector of the call it served, under the caller's trace."""
+"""Spans leave a real process: a worker tells a collector what it did for each call, under the caller's trace."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,12 @@ from tests.support.mesh import ROOT, environment
 from tests.support.waiting import eventually
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def digit() -> grpc_service_pb2.ModelInferRequest:
+    message = grpc_service_pb2.ModelInferRequest(model_name="digits", raw_input_contents=[bytes(256)])
+    message.inputs.add(name="image", datatype="FP32", shape=(1, 1, 8, 8))
+    return message
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
@@ -49,8 +56,16 @@ async def test_a_served_call_becomes_a_span_of_the_callers_trace(tmp_path: Path)
             stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
             metadata = (("traceparent", f"00-{TRACE_ID}-00f067aa0ba902b7-01"),)
             await stub.ServerLive(grpc_service_pb2.ServerLiveRequest(), metadata=metadata, timeout=10)
+            await stub.ModelInfer(digit(), metadata=metadata, timeout=10)
+            stream: Any = stub.ModelStreamInfer(metadata=metadata, timeout=10)
+            await stream.write(digit())
+            assert not (await stream.read()).error_message
+            await stream.done_writing()
+            assert await stream.read() is grpc.aio.EOF
     finally:
         worker.send_signal(signal.SIGTERM)  # what is not exported yet leaves with the process
         await asyncio.wait_for(worker.wait(), 30)
     await server.stop(None)
-    assert ("penstock-worker", "/inference.GRPCInferenceService/ServerLive", TRACE_ID) in collector.spans
+    found = Counter(name for service, name, trace_id in collector.spans if (service, trace_id) == ("penstock-worker", TRACE_ID))
+    rpcs = {f"/inference.GRPCInferenceService/{name}": 1 for name in ("ServerLive", "ModelInfer", "ModelStreamInfer")}
+    assert found == {**rpcs, "infer": 2, "queue": 2, "batch": 2, "execute": 2}

@@ -41,8 +41,9 @@ def manifest_of(files: Mapping[str, bytes], *, model: str = "digits", version: s
 
 @dataclass(slots=True)
 class MemoryRegistry:
-    """Implements `worker.artifacts.Source`; notes what it is asked."""
+    """Implements `worker.origins.Source`; notes what it is asked."""
 
+    name: str = "the registry"
     files: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[str, bytes] = field(default_factory=dict)
     fetched: list[tuple[str, int]] = field(default_factory=list)

@@ -13,6 +13,7 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.worker.onnx_models import save, spec
+from worker.engine import Array
 from worker.types import ModelSpec, Task, TensorSpec
 
 CONTEXT_LENGTH = 512
@@ -56,7 +57,8 @@ def markov(folder: Path) -> Path:
     return folder
 
 
-def _graph(folder: Path) -> None:
+def table() -> Array:
+    """float32 [tokens, tokens]: the logits after each token."""
     size, first = len(SPECIAL) + len(CHARACTERS), len(SPECIAL)
     table = np.full((size, size), -30.0, np.float32)
     for token in range(size):
@@ -67,6 +69,11 @@ def _graph(folder: Path) -> None:
     digits = slice(first + 26, first + 36)
     table[digits] = -30.0
     table[digits, digits] = 10.0
+    return table
+
+
+def _graph(folder: Path) -> None:
+    size = len(SPECIAL) + len(CHARACTERS)
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["logits"]),
         helper.make_node("Shape", ["input_ids"], ["shape"]),
@@ -93,7 +100,7 @@ def _graph(folder: Path) -> None:
         state("present.0.value", "t"),
     ]
     constants = [
-        numpy_helper.from_array(table, "table"),
+        numpy_helper.from_array(table(), "table"),
         numpy_helper.from_array(np.array([0], np.int64), "zero"),
         numpy_helper.from_array(np.array([1], np.int64), "one"),
     ]

@@ -6,21 +6,25 @@ import asyncio
 import os
 import re
 import resource
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import nacl.signing
 import pytest
 
 from runtime.errors import Unavailable
-from runtime.ids import Digest
+from runtime.ids import Digest, ModelName, ModelVersion
 from runtime.manifests import ManifestRefused
 from tests.worker.manifests import CHUNK_BYTES, TRUSTED, MemoryRegistry, manifest_of, sha256_of
 from worker.artifacts import Artifacts, FileDiffers, Prepared
-from worker.cache import CacheFull, CacheInUse, FileCache, open_cache
+from worker.cache import CacheInUse, FileCache, open_cache
+from worker.disk_files import CacheFull, FileSwapped
 from worker.engine import ModelRefused
+from worker.manifest import ManifestFile
 
 WEIGHTS, VOCABULARY = os.urandom(10 * CHUNK_BYTES), b"abc"
+KEY = (ModelName("digits"), ModelVersion("1"))
 FILES = {"model.onnx": WEIGHTS, "text/vocabulary.json": VOCABULARY}
 
 
@@ -41,7 +45,7 @@ def artifacts(cache: FileCache, registry: MemoryRegistry) -> Artifacts:
 
 
 async def prepare(artifacts: Artifacts, digest: Digest) -> Prepared:
-    return await artifacts.prepare(await artifacts.describe(digest), lambda _: None)
+    return await artifacts.prepare(await artifacts.describe(digest, KEY), lambda _: None)
 
 
 def content_of(prepared: Prepared) -> dict[str, bytes]:
@@ -53,6 +57,12 @@ def cached(folder: Path, content: bytes) -> Path:
     return folder / "cache" / "files" / sha256_of(content)
 
 
+def rewritten(path: Path, content: bytes) -> None:
+    """In place, as somebody does who may."""
+    path.chmod(0o600)
+    path.write_bytes(content)
+
+
 def partial(folder: Path, content: bytes) -> Path:
     return folder / "cache" / "partial" / sha256_of(content)
 
@@ -60,7 +70,7 @@ def partial(folder: Path, content: bytes) -> Path:
 async def test_a_model_is_fetched_verified_and_laid_out(artifacts: Artifacts, registry: MemoryRegistry) -> None:
     digest = registry.publish_files(FILES)
     came: list[int] = []
-    description = await artifacts.describe(digest)
+    description = await artifacts.describe(digest, KEY)
     prepared = await artifacts.prepare(description, came.append)
     assert content_of(prepared) == FILES
     assert (prepared.spec.model, prepared.spec.version, prepared.spec.digest) == ("digits", "1", digest)
@@ -150,7 +160,7 @@ async def test_a_file_altered_in_the_cache_is_fetched_anew(
     await artifacts.release(await prepare(artifacts, digest))
     altered = bytearray(WEIGHTS)
     altered[5000] ^= 1
-    cached(tmp_path, WEIGHTS).write_bytes(altered)
+    rewritten(cached(tmp_path, WEIGHTS), bytes(altered))
     assert content_of(await prepare(artifacts, digest)) == FILES
     assert [sha256 for sha256, _ in registry.fetched].count(sha256_of(WEIGHTS)) == 2
 
@@ -175,7 +185,7 @@ async def test_what_comes_wrong_twice_is_data_loss_and_is_not_kept(
 async def test_only_a_trusted_signers_word_counts(artifacts: Artifacts, registry: MemoryRegistry) -> None:
     digest = registry.publish(manifest_of(FILES), FILES, nacl.signing.SigningKey(b"q" * 32))
     with pytest.raises(ManifestRefused, match="not trusted here"):
-        await artifacts.describe(digest)
+        await artifacts.describe(digest, KEY)
 
 
 async def test_trust_that_was_withdrawn_counts_for_what_is_cached_too(cache: FileCache, registry: MemoryRegistry) -> None:
@@ -185,32 +195,32 @@ async def test_trust_that_was_withdrawn_counts_for_what_is_cached_too(cache: Fil
     await artifacts.release(await prepare(artifacts, digest))
     trusted.clear()
     with pytest.raises(ManifestRefused, match="not trusted here"):
-        await artifacts.describe(digest)
+        await artifacts.describe(digest, KEY)
 
 
 async def test_another_manifest_than_the_ordered_one_is_refused(artifacts: Artifacts, registry: MemoryRegistry) -> None:
     ordered, other = registry.publish_files(FILES), registry.publish_files(FILES, version="2")
     registry.manifests[ordered] = registry.manifests[other]
     with pytest.raises(ManifestRefused, match=f"{ordered} was asked for, and {other} came"):
-        await artifacts.describe(ordered)
+        await artifacts.describe(ordered, KEY)
 
 
 async def test_a_manifest_altered_in_the_cache_is_fetched_anew(
     artifacts: Artifacts, registry: MemoryRegistry, tmp_path: Path
 ) -> None:
     digest = registry.publish_files(FILES)
-    await artifacts.describe(digest)
+    await artifacts.describe(digest, KEY)
     file = tmp_path / "cache" / "manifests" / digest
     for damage in (b"", b"\xff\xff", file.read_bytes()[:-1] + b"\x00"):
         file.write_bytes(damage)
-        assert (await artifacts.describe(digest)).spec.model == "digits"
+        assert (await artifacts.describe(digest, KEY)).spec.model == "digits"
     assert len(registry.asked) == 4
 
 
 @pytest.mark.parametrize("digest", ["", "../../etc/passwd", "D" * 64, "d" * 63])
 async def test_an_ordered_digest_that_is_none_is_refused(artifacts: Artifacts, registry: MemoryRegistry, digest: str) -> None:
     with pytest.raises(ManifestRefused, match="is no sha256"):
-        await artifacts.describe(Digest(digest))
+        await artifacts.describe(Digest(digest), KEY)
     assert registry.asked == []
 
 
@@ -232,13 +242,13 @@ async def test_a_file_named_by_no_sha256_and_a_manifest_without_files_are_refuse
     manifest = manifest_of(FILES)
     manifest.files[0].sha256 = "../model"
     with pytest.raises(ModelRefused, match="64 hex digits"):
-        await artifacts.describe(registry.publish(manifest))
+        await artifacts.describe(registry.publish(manifest), KEY)
     with pytest.raises(ModelRefused, match="0 files"):
-        await artifacts.describe(registry.publish(manifest_of({})))
+        await artifacts.describe(registry.publish(manifest_of({})), KEY)
     twice = manifest_of({"a": b"1"})
     twice.files.add().CopyFrom(twice.files[0])
     with pytest.raises(ModelRefused, match="twice"):
-        await artifacts.describe(registry.publish(twice))
+        await artifacts.describe(registry.publish(twice), KEY)
 
 
 async def test_the_cache_lets_go_of_what_was_used_longest_ago_and_never_of_what_is_loaded(
@@ -325,3 +335,65 @@ async def test_where_the_file_system_has_no_hard_links_files_are_copied(
 
     monkeypatch.setattr(Path, "hardlink_to", linkless)
     assert content_of(await prepare(artifacts, registry.publish_files(FILES))) == FILES
+
+
+def exchanged(path: Path, content: bytes) -> None:
+    """Another file in its place."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+async def test_a_file_exchanged_after_it_was_verified_is_noticed_before_the_model_answers(
+    artifacts: Artifacts, registry: MemoryRegistry
+) -> None:
+    prepared = await prepare(artifacts, registry.publish_files(FILES))
+    await artifacts.check(prepared)
+    exchanged(prepared.folder / "model.onnx", bytes(len(WEIGHTS)))
+    with pytest.raises(FileSwapped, match="was changed after it was verified"):
+        await artifacts.check(prepared)
+
+
+async def test_one_exchanged_in_the_cache_between_its_check_and_the_layout_is_noticed(
+    artifacts: Artifacts, cache: FileCache, registry: MemoryRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = registry.publish_files(FILES)
+    assemble = cache.assemble
+
+    def late(digest: Digest, files: Iterable[ManifestFile]) -> Path:
+        exchanged(cached(tmp_path, WEIGHTS), bytes(len(WEIGHTS)))
+        return assemble(digest, files)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "assemble", late)
+        with pytest.raises(FileSwapped):
+            await prepare(artifacts, digest)
+    assert content_of(await prepare(artifacts, digest)) == FILES, "the next load verifies and fetches anew"
+
+
+async def test_a_link_put_in_the_place_of_a_file_is_not_followed(
+    artifacts: Artifacts, registry: MemoryRegistry, tmp_path: Path
+) -> None:
+    digest = registry.publish_files(FILES)
+    await artifacts.release(await prepare(artifacts, digest))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(WEIGHTS)
+    cached(tmp_path, WEIGHTS).unlink()
+    cached(tmp_path, WEIGHTS).symlink_to(elsewhere)
+    assert content_of(await prepare(artifacts, digest)) == FILES
+    assert not cached(tmp_path, WEIGHTS).is_symlink()
+
+
+async def test_files_in_the_cache_are_not_written_to_by_who_opens_them_through_a_models_folder(
+    artifacts: Artifacts, registry: MemoryRegistry
+) -> None:
+    prepared = await prepare(artifacts, registry.publish_files(FILES))
+    assert {stat.S_IMODE(file.stat().st_mode) for file in prepared.folder.rglob("*") if file.is_file()} == {0o400}
+
+
+async def test_loads_that_share_a_file_do_not_disturb_each_others_check(artifacts: Artifacts, registry: MemoryRegistry) -> None:
+    first = await prepare(artifacts, registry.publish_files(FILES))
+    second = await prepare(artifacts, registry.publish_files({**FILES, "more": b"more"}, version="2"))
+    await artifacts.check(first)
+    await artifacts.check(second)
+    await artifacts.release(second)
+    await artifacts.check(first)

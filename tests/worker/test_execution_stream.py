@@ -15,6 +15,7 @@ from penstock.worker.v1 import worker_pb2
 from runtime.errors import Aborted, InvalidArgument, PenstockError
 from runtime.gathering import AtOnce
 from worker.execution_stream import Draining, ExecuteStream, StreamLimits
+from worker.frames import load_message
 from worker.types import CallContext, Load
 
 
@@ -113,6 +114,32 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+def test_the_load_says_how_much_is_taken_and_how_much_may_be() -> None:
+    told = load_message(Load(in_flight=3, queued_rows=7, max_in_flight=11), draining=True)
+    assert (told.in_flight, told.queued_rows, told.max_in_flight, told.draining) == (3, 7, 11, True)
+
+
+async def test_a_stream_without_answers_hears_how_busy_the_worker_is() -> None:
+    """Another gateway's calls are nothing that this stream writes of; a timer tells it, and only what changed."""
+    told: list[bytes] = []
+    busy = asyncio.Event()
+    inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+    loads = iter((b"\x12\x02\x08\x01", b"", b"\x12\x02\x08\x09"))
+
+    async def take(message: bytes) -> None:
+        told.append(message)
+        if len(told) == 2:
+            busy.set()
+
+    stream = ExecuteStream(Engine(), Intake(), StreamLimits(), take, lambda: next(loads, b""), AtOnce())
+    running = asyncio.ensure_future(stream.run(inbox.get))
+    async with asyncio.timeout(10):
+        await busy.wait()
+        inbox.put_nowait(None)
+        await running
+    assert [worker_pb2.ExecuteResponse.FromString(message).load.in_flight for message in told] == [1, 9]
+
+
 plans = st.lists(
     st.one_of(
         st.tuples(st.just("unary"), st.integers(1, 200)),
@@ -197,6 +224,22 @@ async def test_answers_outlast_the_gateways_side_being_closed() -> None:
     gateway.engine.verdicts["1"].set_result(b"late")
     await running
     assert [(frame.data, frame.end) for frame in gateway.of(1)] == [(b"late", True)]
+
+
+@pytest.mark.parametrize(
+    "open_call",
+    [opening(1, payload=b"ab", payload_bytes=6, end=False), opening(1, worker_pb2.METHOD_GENERATE, credit=1)],
+    ids=["half a payload", "out of credit"],
+)
+async def test_what_no_frame_can_end_any_more_ends_with_the_gateways_side(open_call: worker_pb2.RequestFrame) -> None:
+    gateway = Gateway()
+    running = asyncio.create_task(gateway.run())
+    gateway.send(open_call)
+    await settle()
+    gateway.close()
+    await running
+    assert gateway.of(1)[-1].failure.reason == "INVALID_ARGUMENT"
+    assert gateway.intake.open == 0
 
 
 async def test_a_payload_in_parts_is_put_together() -> None:

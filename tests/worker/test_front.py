@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import grpc.aio
+import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -20,7 +21,7 @@ from runtime.identity import Authority, Role
 from runtime.ids import WorkerId
 from worker.config import WorkerSettings
 from worker.execution import Execution
-from worker.front import opened_front
+from worker.front import opened_front, opened_metrics, quota_of, shared_memory_of
 from worker.inference import TableInference
 from worker.models import ModelTable
 from worker.types import CallContext, Load
@@ -86,3 +87,25 @@ async def test_ports_close_in_order(tmp_path: Path) -> None:
             async with asyncio.timeout(10):
                 await closing
     assert stop.is_set()
+
+
+async def test_each_worker_of_a_process_has_metrics_of_its_own() -> None:
+    settings = WorkerSettings(metrics_port=0, max_in_flight=7)
+    for _ in range(2):
+        port = opened_metrics(settings, ModelTable(), TableInference(ModelTable(), quota=quota_of(settings)))
+        async with httpx.AsyncClient() as client:
+            page = (await client.get(f"http://127.0.0.1:{port}/metrics")).text.splitlines()
+        assert "penstock_worker_max_in_flight 7.0" in page
+        assert any(line.startswith("nv_cpu_memory_total_bytes ") for line in page)
+        assert not any(line.startswith("nv_inference_count{") for line in page)
+
+
+def test_tenants_are_told_apart_where_gateways_name_them(tmp_path: Path) -> None:
+    assert quota_of(WorkerSettings(tenant_share=0.5)).tenant_share == 1
+    policy = quota_of(WorkerSettings(identity_dir=tmp_path, tenant_share=0.5, tenant_max_in_flight=3))
+    assert (policy.tenant_share, policy.tenant_max_in_flight) == (0.5, 3)
+
+
+def test_shared_memory_is_off_until_a_prefix_is_given() -> None:
+    assert shared_memory_of(WorkerSettings()) is None
+    assert shared_memory_of(WorkerSettings(shared_memory_prefix="")) is not None

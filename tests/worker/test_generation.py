@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
-from runtime.errors import DeadlineExceeded, InvalidArgument
-from worker.batcher import ModelLeaving
-from worker.batching import QueueFull
-from worker.engine import EngineFailed, Finish, Piece, TextRequest
+from runtime.errors import DeadlineExceeded, InvalidArgument, PenstockError
+from worker.batcher import ModelLeaving, QueueTimeout
+from worker.batching import BatchPolicy, QueueFull
+from worker.engine import EngineFailed, Finish, Generation, Piece, TextRequest
 from worker.generation import Generations
 from worker.statistics import CopyStatistics, Failure
 from worker.stepper import UNREAD_PIECES
+from worker.types import CallContext, QueuePolicy
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Counting:
-    """A generation of numbers: the prompt says how many, "inf" without end; each step waits for the engine's permission."""
+    """A generation of numbers: the prompt says how many, "inf" without end."""
 
-    engine: CountingEngine
     limit: float
     made: int = 0
     closed: bool = False
-
-    def step(self) -> Piece | None:
-        assert not self.closed
-        self.engine.step()
-        self.made += 1
-        done = self.made >= self.limit
-        return Piece(f"{self.made} ", (self.made,), Finish.STOP if done else None, 1, self.made)
 
     def close(self) -> None:
         self.closed = True
@@ -41,28 +36,53 @@ class Counting:
 
 @dataclass(slots=True)
 class CountingEngine:
-    begun: list[Counting] = field(default_factory=list)
-    order: list[str] = field(default_factory=list)
+    """Each step waits for permission."""
+
+    slots: int = 2
     gate: threading.Semaphore | None = None
+    prompts_gate: threading.Semaphore | None = None
+    begun: list[Counting] = field(default_factory=list)
+    order: list[Counting] = field(default_factory=list)
+    """As they took their places."""
+    batches: list[int] = field(default_factory=list)
     closed: threading.Event = field(default_factory=threading.Event)
 
-    def begin(self, request: TextRequest) -> Counting:
+    def begin(self, request: TextRequest) -> Generation:
         assert isinstance(request.prompt, str)
-        self.order.append(request.prompt)
+        if self.prompts_gate is not None:
+            assert self.prompts_gate.acquire(timeout=10)
         if request.prompt == "bad":
             raise InvalidArgument("bad")
         if request.prompt == "broken":
             raise ZeroDivisionError
-        generation = Counting(self, float(request.prompt))
-        self.begun.append(generation)
-        return generation
+        self.begun.append(Counting(float(request.prompt) if request.prompt != "failing" else -1))
+        return self.begun[-1]
 
-    def step(self) -> None:
+    def step(self, generations: Sequence[Generation]) -> Sequence[Piece | PenstockError | None]:
+        assert 0 < len(generations) <= self.slots
+        ours = [generation for generation in generations if isinstance(generation, Counting)]
+        self.order += [generation for generation in ours if generation not in self.order]
         if self.gate is not None:
             assert self.gate.acquire(timeout=10)
+        self.batches.append(len(generations))
+        if any(math.isnan(generation.limit) for generation in ours):
+            raise ZeroDivisionError
+        return [self._count(generation) for generation in ours]
+
+    @property
+    def limits(self) -> list[float]:
+        return [generation.limit for generation in self.order]
 
     def close(self) -> None:
         self.closed.set()
+
+    def _count(self, generation: Counting) -> Piece | PenstockError:
+        assert not generation.closed
+        generation.made += 1
+        if generation.limit < 0:
+            return EngineFailed("failing")
+        done = generation.made >= generation.limit
+        return Piece(f"{generation.made} ", (generation.made,), Finish.STOP if done else None, 1, generation.made)
 
 
 @dataclass(slots=True)
@@ -71,24 +91,33 @@ class Rig:
     generations: Generations
     statistics: CopyStatistics
 
-    async def text(self, prompt: str, **asked: float) -> str:
-        return "".join([piece.text async for piece in self.generations.generate(TextRequest(prompt), **asked)])  # type: ignore[arg-type]
+    async def text(self, prompt: str, *, priority: int = 0, deadline_s: float | None = None) -> str:
+        call = CallContext(deadline_s=deadline_s)
+        pieces = self.generations.generate(TextRequest(prompt), call, priority=priority)
+        return "".join([piece.text async for piece in pieces])
+
+    def let(self, steps: int) -> None:
+        assert self.engine.gate is not None
+        self.engine.gate.release(steps)
 
 
 @pytest.fixture
 async def make() -> AsyncIterator[Callable[..., Rig]]:
     rigs: list[Rig] = []
 
-    def build(*, max_running: int = 2, max_waiting: int = 4, gated: bool = False) -> Rig:
-        engine, statistics = CountingEngine(gate=threading.Semaphore(0) if gated else None), CopyStatistics()
-        generations = Generations(engine, statistics, name="test", max_running=max_running, max_waiting=max_waiting)
+    def build(*, slots: int = 2, max_waiting: int = 4, gated: bool = False, slow_prompts: bool = False, **policy: Any) -> Rig:
+        engine, statistics = CountingEngine(slots), CopyStatistics()
+        engine.gate = threading.Semaphore(0) if gated else None
+        engine.prompts_gate = threading.Semaphore(0) if slow_prompts else None
+        generations = Generations(engine, statistics, BatchPolicy(8, max_requests=max_waiting, **policy), name="test")
         rigs.append(Rig(engine, generations, statistics))
         return rigs[-1]
 
     yield build
     for rig in rigs:
-        if rig.engine.gate is not None:
-            rig.engine.gate.release(1000)
+        for gate in (rig.engine.gate, rig.engine.prompts_gate):
+            if gate is not None:
+                gate.release(1000)
         rig.generations.close()
         assert await asyncio.to_thread(rig.engine.closed.wait, 10)
 
@@ -100,42 +129,112 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_each_reads_its_own(make: Callable[..., Rig]) -> None:
-    rig = make(max_running=3)
+    rig = make(slots=3)
     texts = await asyncio.gather(*(rig.text(str(count)) for count in (1, 3, 2, 5)))
     assert texts == ["1 ", "1 2 3 ", "1 2 ", "1 2 3 4 5 "]
     assert all(generation.closed for generation in rig.engine.begun)
-    assert rig.statistics.success.count == rig.statistics.inference_count == 4
-    assert rig.statistics.completion_tokens == 11
+    assert rig.statistics.success.count == rig.statistics.compute_infer.count == rig.statistics.queue.count == 4
+    assert rig.statistics.completion_tokens == rig.statistics.inference_count == 11
     assert rig.statistics.first_response.count == 4
 
 
+async def test_an_execution_is_a_step_of_the_batch(make: Callable[..., Rig]) -> None:
+    rig = make(slots=3, gated=True)
+    texts = [asyncio.ensure_future(rig.text(prompt)) for prompt in ("4", "4", "2")]
+    await until(lambda: len(rig.engine.begun) == 3 and not rig.generations.pending_requests)
+    rig.let(100)
+    await asyncio.gather(*texts)
+    await rig.generations.drained()
+    statistics = rig.statistics
+    assert statistics.execution_count == len(rig.engine.batches)
+    assert {rows: times.compute_infer.count for rows, times in statistics.batches.items()} == {
+        rows: rig.engine.batches.count(rows) for rows in set(rig.engine.batches)
+    }
+    assert statistics.inference_count == sum(rig.engine.batches) == 10
+    assert max(rig.engine.batches) > 1
+
+
+async def test_a_refusal_waits_for_nobody(make: Callable[..., Rig]) -> None:
+    """The only place is taken and its step stands still."""
+    rig = make(slots=1, gated=True)
+    running = asyncio.ensure_future(rig.text("2"))
+    await until(lambda: rig.engine.limits == [2])
+    with pytest.raises(InvalidArgument):
+        await rig.text("bad")
+    assert rig.engine.batches == []
+    rig.let(2)
+    await running
+
+
+async def test_requests_whose_prompts_are_read_count_as_waiting(make: Callable[..., Rig]) -> None:
+    rig = make(slots=1, max_waiting=2, slow_prompts=True)
+    preparing = [asyncio.ensure_future(rig.text("1")) for _ in range(3)]
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull):
+        await rig.text("1")
+    drained = asyncio.ensure_future(rig.generations.drained())
+    await asyncio.sleep(0)
+    assert rig.generations.busy
+    assert not drained.done()
+    assert rig.engine.prompts_gate is not None
+    rig.engine.prompts_gate.release(3)
+    assert await asyncio.gather(*preparing) == ["1 "] * 3
+    await drained
+
+
+async def test_one_that_leaves_while_its_prompt_is_read_takes_no_place(make: Callable[..., Rig]) -> None:
+    rig = make(slots=1, slow_prompts=True)
+    leaving = asyncio.ensure_future(rig.text("inf"))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert rig.engine.prompts_gate is not None
+    rig.engine.prompts_gate.release(2)
+    assert await rig.text("1") == "1 "
+    assert rig.engine.limits == [1]
+    assert rig.statistics.failures[Failure.CANCELED] == 1
+
+
+async def test_nobody_waits_longer_than_the_queue_allows(make: Callable[..., Rig]) -> None:
+    rig = make(slots=1, gated=True, default_queue=QueuePolicy(default_timeout_s=0.02))
+    running = asyncio.ensure_future(rig.text("2"))
+    await until(lambda: rig.engine.limits == [2])
+    with pytest.raises(QueueTimeout, match="for a place in the batch"):
+        await rig.text("3")
+    assert rig.generations.pending_requests == 0
+    rig.let(2)
+    assert await running == "1 2 "
+    assert rig.statistics.failures[Failure.REJECTED] == 1
+
+
 async def test_places_are_bounded_and_the_urgent_wait_least(make: Callable[..., Rig]) -> None:
-    rig = make(max_running=1, max_waiting=2, gated=True)
+    rig = make(slots=1, max_waiting=2, gated=True, priority_levels=2, default_priority=2)
     first = asyncio.ensure_future(rig.text("10"))
-    await until(lambda: rig.engine.order == ["10"])
+    await until(lambda: rig.engine.limits == [10])
     late, urgent = asyncio.ensure_future(rig.text("2")), asyncio.ensure_future(rig.text("1", priority=1))
     await until(lambda: rig.generations.pending_requests == 2)
     with pytest.raises(QueueFull):
         await rig.text("4")
-    rig.engine.gate.release(100)  # type: ignore[union-attr]
+    rig.let(100)
     await asyncio.gather(first, late, urgent)
-    assert rig.engine.order == ["10", "1", "2"]
+    assert rig.engine.limits == [10, 1, 2]
     assert rig.statistics.failures[Failure.REJECTED] == 1
 
 
 async def test_a_reader_that_leaves_frees_its_place_before_the_next_step(make: Callable[..., Rig]) -> None:
-    rig = make(max_running=1, gated=True)
+    rig = make(slots=1, gated=True)
     reading = asyncio.ensure_future(rig.text("inf"))
-    rig.engine.gate.release(2)  # type: ignore[union-attr]
+    rig.let(2)
     await until(lambda: rig.engine.begun != [] and rig.engine.begun[0].made == 2)
     reading.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reading
-    rig.engine.gate.release(1)  # type: ignore[union-attr]  # the step that was under way
+    rig.let(1)  # the step that was under way
     await until(lambda: rig.engine.begun[0].closed)
     assert rig.engine.begun[0].made == 3
     assert rig.statistics.failures[Failure.CANCELED] == 1
-    rig.engine.gate.release(1)  # type: ignore[union-attr]
+    rig.let(1)
     assert await rig.text("1") == "1 "
 
 
@@ -149,19 +248,19 @@ async def test_closing_the_iterator_is_leaving(make: Callable[..., Rig]) -> None
 
 
 async def test_one_that_waits_and_leaves_is_never_begun(make: Callable[..., Rig]) -> None:
-    rig = make(max_running=1, gated=True)
+    rig = make(slots=1, gated=True)
     first = asyncio.ensure_future(rig.text("1"))
-    await until(lambda: rig.engine.order == ["1"])
+    await until(lambda: rig.engine.limits == [1])
     waiting = asyncio.ensure_future(rig.text("7"))
     await until(lambda: rig.generations.pending_requests == 1)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert rig.generations.pending_requests == 0
-    rig.engine.gate.release(1)  # type: ignore[union-attr]
+    rig.let(1)
     await first
     await rig.generations.drained()
-    assert rig.engine.order == ["1"]
+    assert rig.engine.limits == [1]
 
 
 async def test_a_slow_reader_pauses_its_generation_alone(make: Callable[..., Rig]) -> None:
@@ -177,7 +276,7 @@ async def test_a_slow_reader_pauses_its_generation_alone(make: Callable[..., Rig
 
 
 async def test_a_paused_generation_whose_reader_leaves_is_freed(make: Callable[..., Rig]) -> None:
-    rig = make(max_running=1)
+    rig = make(slots=1)
     pieces = rig.generations.generate(TextRequest("inf"))
     await anext(pieces)
     await until(lambda: rig.engine.begun[0].made >= UNREAD_PIECES)
@@ -187,48 +286,62 @@ async def test_a_paused_generation_whose_reader_leaves_is_freed(make: Callable[.
 
 
 async def test_deadlines_hold_for_who_waits_and_who_runs(make: Callable[..., Rig]) -> None:
-    rig = make(max_running=1, gated=True)
+    rig = make(slots=1, gated=True)
     now_s = asyncio.get_running_loop().time()
     running = asyncio.ensure_future(rig.text("inf", deadline_s=now_s + 0.1))
-    await until(lambda: rig.engine.order == ["inf"])
+    await until(lambda: rig.engine.limits == [math.inf])
     with pytest.raises(DeadlineExceeded, match="waited for its turn"):
         await rig.text("2", deadline_s=now_s + 0.05)
     with pytest.raises(DeadlineExceeded, match="was generated"):
         await running
     with pytest.raises(DeadlineExceeded, match="no time was left"):
         await rig.text("2", deadline_s=now_s - 1)
-    rig.engine.gate.release(1)  # type: ignore[union-attr]
+    rig.let(1)
     await until(lambda: rig.engine.begun[0].closed)
     assert rig.statistics.failures[Failure.REJECTED] == 3
 
 
 async def test_what_fails_fails_alone(make: Callable[..., Rig]) -> None:
     rig = make()
-    results = await asyncio.gather(rig.text("bad"), rig.text("broken"), rig.text("2"), return_exceptions=True)
-    assert isinstance(results[0], InvalidArgument)
-    assert isinstance(results[1], EngineFailed)
-    assert results[2] == "1 2 "
-    assert (rig.statistics.failures[Failure.OTHER], rig.statistics.failures[Failure.BACKEND]) == (1, 1)
+    prompts = ("bad", "broken", "failing", "2")
+    results = await asyncio.gather(*(rig.text(prompt) for prompt in prompts), return_exceptions=True)
+    assert [type(result) for result in results] == [InvalidArgument, EngineFailed, EngineFailed, str]
+    assert results[3] == "1 2 "
+    assert (rig.statistics.failures[Failure.OTHER], rig.statistics.failures[Failure.BACKEND]) == (1, 2)
+    assert rig.statistics.inference_count == 2
+
+
+async def test_what_an_engine_raises_fails_its_batch_alone(make: Callable[..., Rig]) -> None:
+    rig = make(slots=3, gated=True)
+    before = asyncio.ensure_future(rig.text("1"))
+    await until(lambda: rig.engine.limits == [1])
+    texts = [asyncio.ensure_future(rig.text(prompt)) for prompt in ("nan", "inf")]
+    await until(lambda: len(rig.engine.begun) == 3 and not rig.generations.pending_requests)
+    rig.let(100)
+    assert await before == "1 "
+    results = await asyncio.gather(*texts, return_exceptions=True)
+    assert [type(result) for result in results] == [EngineFailed, EngineFailed]
+    assert await rig.text("1") == "1 "
 
 
 async def test_draining(make: Callable[..., Rig]) -> None:
-    rig = make(max_running=1, gated=True)
+    rig = make(slots=1, gated=True)
     old = [asyncio.ensure_future(rig.text("2")) for _ in range(2)]
-    await until(lambda: rig.engine.order == ["2"])
+    await until(lambda: rig.engine.limits == [2])
     drained = asyncio.ensure_future(rig.generations.drained())
     await asyncio.sleep(0)
     with pytest.raises(ModelLeaving):
         await rig.text("1")
     assert not drained.done()
-    rig.engine.gate.release(4)  # type: ignore[union-attr]
+    rig.let(4)
     await drained
     assert await asyncio.gather(*old) == ["1 2 ", "1 2 "]
 
 
 async def test_closing_ends_what_is_left(make: Callable[..., Rig]) -> None:
-    rig = make(max_running=1, gated=True)
+    rig = make(slots=1, gated=True)
     left = [asyncio.ensure_future(rig.text("inf")) for _ in range(2)]
-    await until(lambda: rig.engine.order == ["inf"])
+    await until(lambda: rig.engine.limits == [math.inf])
     rig.generations.close()
     results = await asyncio.gather(*left, return_exceptions=True)
     assert [type(result) for result in results] == [ModelLeaving, ModelLeaving]

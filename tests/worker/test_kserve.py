@@ -15,7 +15,7 @@ from inference import grpc_service_pb2 as pb
 from runtime.errors import InvalidArgument, PenstockError, Unimplemented
 from tests.worker.onnx_models import spec
 from worker.datatypes import DATATYPES
-from worker.kserve import RequestCodec, parse
+from worker.kserve import RequestCodec, parse, streamed
 from worker.tensors import object_array, to_raw
 from worker.types import TensorSpec
 
@@ -137,14 +137,14 @@ def test_inputs_share_their_rows() -> None:
         RequestCodec(SPEC).decode(changed(add))
 
 
-def test_shared_memory_is_not_mapped() -> None:
-    with pytest.raises(Unimplemented, match="shared memory, which this server does not map"):
+def test_shared_memory_is_refused_where_there_is_none() -> None:
+    with pytest.raises(Unimplemented, match="shared memory, which this server does not open here"):
         RequestCodec(SPEC).decode(changed(in_shared_memory))
 
     def output_in_it(message: Any) -> None:
         message.outputs.add(name="y").parameters["shared_memory_region"].string_param = "r"
 
-    with pytest.raises(Unimplemented, match="output 'y' is asked for in shared memory"):
+    with pytest.raises(Unimplemented, match="output 'y' is in shared memory"):
         RequestCodec(SPEC).decode(changed(output_in_it))
 
 
@@ -361,3 +361,17 @@ def test_any_request_is_refused_with_a_sentence_or_fits_the_model(message: Any) 
     assert 1 <= decoded.rows <= SPEC.max_batch_size
     assert decoded.inputs["x"].shape == (decoded.rows, 2)
     assert all(len(array) == decoded.rows for array in decoded.inputs.values())
+
+
+@given(content=st.binary(max_size=40_000), request_id=st.text(max_size=20))
+def test_a_streamed_response_is_the_message_that_holds_it(content: bytes, request_id: str) -> None:
+    response = pb.ModelInferResponse(model_name="m", id=request_id, raw_output_contents=[content])
+    assert streamed(response) == pb.ModelStreamInferResponse(infer_response=response).SerializeToString()
+
+
+def test_a_layout_of_one_input_is_not_taken_for_that_of_two() -> None:
+    """An input without any field is no byte more on the wire."""
+    codec = RequestCodec(SPEC)
+    codec.decode(request())
+    with pytest.raises(InvalidArgument, match="unexpected inference input ''"):
+        codec.decode(changed(lambda message: message.inputs.add()))

@@ -71,3 +71,15 @@ async def test_closing_ends_the_thread_after_what_was_submitted() -> None:
         while any(thread.name == "ending" for thread in threading.enumerate()):
             await asyncio.sleep(0.001)
     assert done == [7]
+
+
+async def test_another_thread_may_wait_for_the_end() -> None:
+    lane, other = ThreadLane("lane"), ThreadLane("other")
+    done: list[int] = []
+    lane.submit(lambda: 7, lambda result, _: done.append(result or 0))
+    lane.close()
+    await other.call(lane.join)
+    assert not any(thread.name == "lane" for thread in threading.enumerate())
+    await asyncio.sleep(0)
+    assert done == [7]
+    other.close()

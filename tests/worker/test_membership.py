@@ -9,6 +9,7 @@ import pytest
 from runtime.errors import FailedPrecondition, PenstockError
 from runtime.identity import Authority, NodeIdentity, Role
 from worker.config import WorkerSettings
+from worker.copies import open_model
 from worker.hardware import TiersRefused
 from worker.lifecycle import Holdings
 from worker.membership import Membership, membership_of
@@ -28,7 +29,7 @@ def settings_of(folder: Path, **settings: object) -> WorkerSettings:
 
 
 def made(settings: WorkerSettings, identity: NodeIdentity | None) -> Membership | None:
-    return membership_of(settings, identity, ModelTable(), Holdings())
+    return membership_of(settings, identity, ModelTable(), Holdings(), open_model)
 
 
 def test_with_an_identity_and_trusted_signers_it_is_a_member(tmp_path: Path) -> None:

@@ -52,14 +52,17 @@ def test_bfloat16_without_elements(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("described", "sentence"),
     [
-        (of("FP64"), "input 'x' of model 'm' is tensor(float), not FP64"),
-        (of("FP32", (3,)), "is ['n', 2] in the graph and [-1, 3] in the manifest"),
-        (of("FP32", (-1,)), "is ['n', 2] in the graph and [-1, -1] in the manifest"),
-        (of("FP32", (2, 2)), "is ['n', 2] in the graph and [-1, 2, 2] in the manifest"),
+        (of("FP64"), "input 'x' of model 'm' is FP32 in its file and FP64 in the manifest"),
+        (of("FP32", (3,)), "is ['n', 2] in its file and [-1, 3] in the manifest"),
+        (of("FP32", (-1,)), "is ['n', 2] in its file and [-1, -1] in the manifest"),
+        (of("FP32", (2, 2)), "is ['n', 2] in its file and [-1, 2, 2] in the manifest"),
         (spec(inputs=(TensorSpec("q", "FP32", (2,)),)), "needs inputs ['x'] that its manifest does not describe"),
         (spec(outputs=(TensorSpec("q", "FP32", (2,)),)), "has no output 'q'; it has: ['y']"),
         (of("FP32", parameters={"device": "tpu"}), "'device' of model 'm' is 'tpu'; allowed: cpu, cuda, cuda:<number>"),
         (of("FP32", parameters={"intra_op_threads": "0"}), "'intra_op_threads' of model 'm' is '0'"),
+        (of("FP32", parameters={"inter_op_threads": "-1"}), "'inter_op_threads' of model 'm' is '-1'"),
+        (of("FP32", parameters={"execution_mode": "both"}), "is 'both'; allowed: parallel, sequential"),
+        (of("FP32", parameters={"graph_optimization": "O3"}), "is 'O3'; allowed: all, basic, extended, none"),
         (of("FP32", parameters={"file": "../model.onnx"}), "leads out of the model's folder"),
         (of("FP32", parameters={"file": "other.onnx"}), "has no file 'other.onnx'"),
     ],
@@ -73,7 +76,7 @@ def test_files_that_are_not_what_the_manifest_says(tmp_path: Path, described: An
 
 def test_a_fixed_batch_dimension_is_refused_unless_it_is_all_there_is(tmp_path: Path) -> None:
     identity(tmp_path, "FP32", (1, 2))
-    with pytest.raises(ModelRefused, match="is \\[1, 2\\] in the graph"):
+    with pytest.raises(ModelRefused, match="is \\[1, 2\\] in its file"):
         open_onnx(of("FP32", max_batch_size=8), tmp_path)
     assert isinstance(open_onnx(of("FP32", max_batch_size=1), tmp_path), OnnxEngine)
 
@@ -95,7 +98,7 @@ def test_cuda_is_never_replaced_in_silence(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_is_not_here_is_named() -> None:
-    with pytest.raises(EngineUnavailable, match="asks for engine 'abacus'; this worker has: llm, onnx"):
+    with pytest.raises(EngineUnavailable, match=r"asks for engine .abacus.; this worker has: litert, llm, onnx, python"):
         open_engine(spec(engine="abacus"), Path())
 
 

@@ -9,14 +9,14 @@ from penstock.scheduler.v1 import scheduler_pb2
 
 from runtime.ids import Digest, ModelName, ModelVersion
 from worker.lifecycle import Copy, Holdings, LifeEvent
-from worker.orders import Order, OrdersRefused, Plan, parse_orders, plan
+from worker.orders import Order, OrdersRefused, Plan, merged, parse_orders, plan
 from worker.types import CopyState
 
 S = CopyState
 
 
-def order(model: str = "a", version: str = "1", *, generation: int = 1, digest: str = "d") -> Order:
-    return Order(ModelName(model), ModelVersion(version), Digest(digest), generation)
+def order(model: str = "a", version: str = "1", *, generation: int = 1, digest: str = "d", asked: int = 0) -> Order:
+    return Order(ModelName(model), ModelVersion(version), Digest(digest), generation, asked)
 
 
 def copy(
@@ -35,11 +35,15 @@ def steps(orders: list[Order], copies: list[Copy], *, now_s: float = 0.0, at_onc
     return plan(orders, copies, now_s=now_s, loads_at_once=at_once)
 
 
+def begun(orders: list[Order], copies: list[Copy], *, now_s: float = 0.0, at_once: int = 2) -> list[Order]:
+    return [each.order for each in steps(orders, copies, now_s=now_s, at_once=at_once).loads]
+
+
 def test_what_is_ordered_and_not_held_is_loaded_in_the_order_given_and_only_so_many_at_once() -> None:
     orders = [order("c"), order("a"), order("b")]
-    assert steps(orders, []).loads == (orders[0], orders[1])
-    assert steps(orders, [copy(S.LOADING, "c")]).loads == (orders[1],)
-    assert steps(orders, [copy(S.LOADING, "c"), copy(S.LOADING, "a")]).loads == ()
+    assert begun(orders, []) == orders[:2]
+    assert begun(orders, [copy(S.LOADING, "c")]) == [orders[1]]
+    assert begun(orders, [copy(S.LOADING, "c"), copy(S.LOADING, "a")]) == []
 
 
 @pytest.mark.parametrize("state", [S.LOADING, S.READY, S.DRAINING, S.UNLOADING])
@@ -50,13 +54,14 @@ def test_what_is_held_or_still_on_its_way_out_is_not_loaded(state: CopyState) ->
 def test_a_failed_copy_waits_for_a_newer_generation() -> None:
     failed = copy(S.FAILED, generation=3)
     assert steps([order(generation=3)], [failed]) == Plan()
-    assert steps([order(generation=4)], [failed]).loads == (order(generation=4),)
+    assert begun([order(generation=4)], [failed]) == [order(generation=4)]
+    assert begun([order(generation=3, asked=1)], [failed]) == [order(generation=3, asked=1)], "LoadModel asked anew"
 
 
 def test_a_failure_that_may_pass_is_tried_again_when_its_time_has_come() -> None:
     failed = copy(S.FAILED, retry_at_s=10.0)
-    assert steps([order()], [failed], now_s=9.9).loads == ()
-    assert steps([order()], [failed], now_s=10.0).loads == (order(),)
+    assert begun([order()], [failed], now_s=9.9) == []
+    assert begun([order()], [failed], now_s=10.0) == [order()]
 
 
 def test_what_is_no_longer_ordered_drains_breaks_off_or_is_forgotten() -> None:
@@ -80,7 +85,7 @@ def test_the_same_version_with_another_digest_goes_before_the_new_one_comes() ->
     assert steps([wanted], [ready]) == Plan(unloads=(ready,))
     assert steps([wanted], [loading]) == Plan(withdrawals=(loading,))
     assert steps([wanted], [failed]) == Plan(withdrawals=(failed,))
-    assert steps([wanted], []).loads == (wanted,)
+    assert begun([wanted], []) == [wanted]
 
 
 ORDERS = st.lists(
@@ -123,7 +128,7 @@ def _step(holdings: Holdings, orders: list[Order], data: st.DataObject | None) -
         holdings.move(held, LifeEvent.WITHDRAWN)
     for held in wanted.unloads:
         holdings.move(held, LifeEvent.RETIRED)
-    for each in wanted.loads:
+    for each in (begin.order for begin in wanted.loads):
         held = holdings.get(each.key) or holdings.add(Copy(each.model, each.version, each.digest, each.generation))
         held.generation = each.generation
         holdings.move(held, LifeEvent.LOAD_BEGUN)
@@ -153,3 +158,10 @@ def test_orders_are_read_from_an_assignment() -> None:
     assert parse_orders(b"") == ()
     with pytest.raises(OrdersRefused, match="5 bytes"):
         parse_orders(b"\xff" * 5)
+
+
+def test_the_schedulers_word_counts_and_local_orders_stand_beside_it() -> None:
+    asked, own = order("a", asked=7), order("c", generation=0, asked=8)
+    other = order("b", digest="other", asked=9)
+    both = merged([order("a"), order("b")], {each.key: each for each in (asked, own, other)})
+    assert both == (order("a", asked=7), order("b"), own)

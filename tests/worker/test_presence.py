@@ -189,15 +189,19 @@ async def test_leaving_takes_everything_away_at_once(seen: Seen) -> None:
     assert await seen.model() is None
 
 
-async def test_a_worker_that_drains_shows_no_copy_as_ready(seen: Seen) -> None:
+async def test_a_worker_that_drains_shows_no_copy_as_ready_from_then_on(seen: Seen) -> None:
     copy = seen.copy()
     for event in (LifeEvent.LOAD_BEGUN, LifeEvent.LOADED):
         seen.holdings.move(copy, event)
     async with joined(seen):
         assert [each.state for each in (await seen.there()).models] == [worker_pb2.MODEL_STATE_READY]
         seen.draining = True
-        await seen.clock.advance(5)
+        seen.holdings.tell()
+        await settle()
         assert [each.state for each in (await seen.there()).models] == [worker_pb2.MODEL_STATE_DRAINING]
+        model = await seen.model()
+        assert model is not None
+        assert model.copy.state == worker_pb2.MODEL_STATE_DRAINING
 
 
 async def test_an_etcd_that_comes_back_empty_is_told_everything_anew_with_the_time_of_now(seen: Seen) -> None:
@@ -223,3 +227,23 @@ async def test_a_record_that_cannot_be_made_once_does_not_end_the_heartbeat(seen
         copy.reason = "fine"
         await seen.clock.advance(5)
         assert [each.reason for each in (await seen.there()).models] == ["fine"]
+
+
+async def test_a_copy_that_was_let_go_of_for_another_stays_with_the_reason(seen: Seen) -> None:
+    copy = seen.copy()
+    async with joined(seen):
+        for event in (LifeEvent.LOAD_BEGUN, LifeEvent.LOADED):
+            seen.holdings.move(copy, event)
+        copy.awaits_room = True
+        for event in (LifeEvent.RETIRED, LifeEvent.DRAINED, LifeEvent.FREED):
+            seen.holdings.move(copy, event, "unloaded to make room for model 'b' version 1")
+        await settle()
+        record = await seen.model()
+        assert record is not None
+        assert (record.copy.state, record.copy.reason) == (
+            worker_pb2.MODEL_STATE_UNAVAILABLE,
+            "unloaded to make room for model 'b' version 1",
+        )
+        seen.holdings.forget(copy)
+        await settle()
+        assert await seen.model() is None

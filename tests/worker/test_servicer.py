@@ -154,6 +154,19 @@ async def test_too_many_in_flight_are_refused_at_once(tmp_path: Path) -> None:
         await rig.stub.ModelInfer(infer_request())
 
 
+async def test_requests_of_a_stream_count_like_those_that_come_alone(tmp_path: Path) -> None:
+    async with serve(tmp_path, max_in_flight=2) as rig:
+        stream = rig.stub.ModelStreamInfer()
+        for name in ("a", "b", "c"):
+            await stream.write(text_request("0", name, max_tokens=500))
+        while not (response := await stream.read()).error_message:
+            continue
+        assert "2 requests are in flight, all that this worker takes" in response.error_message
+        assert response.infer_response.id == "c"
+        assert (rig.inference.load.in_flight, rig.inference.load.max_in_flight) == (2, 2)
+        stream.cancel()
+
+
 async def test_text_streams_piece_by_piece(rig: Rig) -> None:
     stream = rig.stub.ModelStreamInfer()
     await stream.write(text_request("uvw"))
@@ -186,7 +199,7 @@ async def test_the_parameters_of_a_generation(rig: Rig) -> None:
         text += text_of(response)
     assert text + text_of(response) == "bcd"
     for bad, sentence in (
-        ({"magic": 1}, "parameter 'magic' means nothing to model 'alphabet'; it knows chat_template, max_tokens"),
+        ({"magic": 1}, "parameter 'magic' means nothing to model 'alphabet'; it knows chat_template, frequency_penalty"),
         ({"max_tokens": "many"}, "'max_tokens' is str; expected int"),
         ({"max_tokens": True}, "'max_tokens' is bool; expected int"),
         ({"max_tokens": -1}, "'max_tokens' is -1"),
@@ -413,7 +426,12 @@ async def test_metrics_under_tritons_names(rig: Rig) -> None:
         'nv_inference_pending_request_count{model="m",version="1"} 0.0',
         'nv_inference_first_response_histogram_ms_count{model="alphabet",version="1"} 1.0',
         'penstock_completion_tokens{model="alphabet",version="1"} 1.0',
+        'penstock_batch_rows_bucket{le="+Inf",model="m",version="1"} '
+        + str(float(rig.table.get("m").statistics.execution_count)),
+        'penstock_batch_rows_sum{model="m",version="1"} 3.0',
         "penstock_worker_in_flight 0.0",
+        "penstock_worker_max_in_flight 100.0",
+        'penstock_worker_requests_refused{bound="tenant"} 0.0',
     ):
         assert line in page.splitlines(), page
     assert "nv_inference_request_duration_us{" in page

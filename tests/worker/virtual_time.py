@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from worker.engine import Array
@@ -46,10 +46,11 @@ def run_virtually(body: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
 
 
 class VirtualLane:
-    """Work takes `duration_s` of virtual time."""
+    """Work is done when it is submitted, and known after `duration_s`, or what `durations_s` gives for one after the other."""
 
-    def __init__(self, loop: VirtualLoop, duration_s: float) -> None:
+    def __init__(self, loop: VirtualLoop, duration_s: float, durations_s: Iterator[float] | None = None) -> None:
         self._loop = loop
+        self._durations_s = durations_s
         self.duration_s = duration_s
         self.busy = False
         self.closed = False
@@ -60,7 +61,13 @@ class VirtualLane:
         self.busy = True
         if self._wake is not None:
             self._wake.cancel()
-        self._loop.call_later(self.duration_s, self._finish, work, done)
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+        duration_s = next(self._durations_s) if self._durations_s is not None else self.duration_s
+        self._loop.call_later(duration_s, self._finish, done, result, error)
 
     def wake_after(self, delay_s: float, wake: Callable[[], None]) -> None:
         if self._wake is not None:
@@ -70,29 +77,28 @@ class VirtualLane:
     def close(self) -> None:
         self.closed = True
 
-    def _finish(self, work: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
+    def _finish(self, done: Callable[[Any, BaseException | None], None], result: object, error: BaseException | None) -> None:
         self.busy = False
-        result, error = None, None
-        try:
-            result = work()
-        except Exception as raised:
-            error = raised
         done(result, error)
 
 
 class DoublingEngine:
-    """Gives every value twice itself, and remembers what it was given."""
+    """Gives every value twice itself, and remembers what it was given, when, and for which slot."""
 
     utf8_bytes = False
     slots = 1
 
     def __init__(self) -> None:
         self.batches: list[Array] = []
+        self.begun_s: list[float] = []
+        self.slots_used: list[int] = []
         self.fails_on: Callable[[Array], Exception | None] = lambda _: None
 
     def run(self, inputs: Mapping[str, Array], slot: int = 0) -> Sequence[Array]:
         array = inputs["x"]
         self.batches.append(array)
+        self.begun_s.append(asyncio.get_running_loop().time())
+        self.slots_used.append(slot)
         error = self.fails_on(array)
         if error is not None:
             raise error

@@ -7,7 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from worker.engine import EngineUnavailable, RemoteEngine, TensorEngine, TextEngine
-from worker.types import ModelSpec
+from worker.types import ModelSpec, Task
+from worker.upstream_keys import UpstreamAccess
 
 Engine = TensorEngine | TextEngine | RemoteEngine
 
@@ -24,11 +25,55 @@ def _llm(spec: ModelSpec, folder: Path) -> Engine:
     return open_llm(spec, folder)
 
 
-ENGINES: Mapping[str, Callable[[ModelSpec, Path], Engine]] = MappingProxyType({"onnx": _onnx, "llm": _llm})
+def _torch(spec: ModelSpec, folder: Path) -> Engine:
+    from worker.engines.torch import open_torch
+
+    return open_torch(spec, folder)
 
 
-def open_engine(spec: ModelSpec, folder: Path) -> Engine:
-    """Open the model in `folder`; blocks, so call it on the model's lane.
+def _litert(spec: ModelSpec, folder: Path) -> Engine:
+    from worker.engines.litert import open_litert
+
+    return open_litert(spec, folder)
+
+
+def _python(spec: ModelSpec, folder: Path) -> Engine:
+    from worker.engines.python import open_python
+
+    return open_python(spec, folder)
+
+
+def _tensorrt(spec: ModelSpec, folder: Path) -> Engine:
+    if spec.task in (Task.CHAT, Task.COMPLETION):
+        from worker.engines.tensorrt_language import open_tensorrt_language
+
+        return open_tensorrt_language(spec, folder)
+    from worker.engines.tensorrt import open_tensorrt
+
+    return open_tensorrt(spec, folder)
+
+
+def _upstream(spec: ModelSpec, folder: Path, upstreams: UpstreamAccess | None = None) -> Engine:
+    from worker.engines.upstream import open_upstream
+
+    return open_upstream(spec, folder, upstreams)
+
+
+ENGINES: Mapping[str, Callable[[ModelSpec, Path], Engine]] = MappingProxyType(
+    {
+        "onnx": _onnx,
+        "llm": _llm,
+        "torch": _torch,
+        "litert": _litert,
+        "python": _python,
+        "tensorrt": _tensorrt,
+        "upstream": _upstream,
+    }
+)
+
+
+def open_engine(spec: ModelSpec, folder: Path, upstreams: UpstreamAccess | None = None) -> Engine:
+    """Open the model in `folder`; blocks, so call it on the model's lane. `upstreams` says what a remote one may call.
 
     Raises EngineUnavailable for an unknown engine or what it lacks, ModelRefused for files that are not what the spec says.
     """
@@ -37,4 +82,9 @@ def open_engine(spec: ModelSpec, folder: Path) -> Engine:
         raise EngineUnavailable(
             f"model {spec.model!r} asks for engine {spec.engine!r}; this worker has: {', '.join(sorted(ENGINES))}"
         )
-    return opener(spec, folder)
+    if spec.parameters.get("process"):
+        from worker.engines.python import asks_for_own_process, open_in_own_process
+
+        if asks_for_own_process(spec):
+            return open_in_own_process(spec, folder)
+    return _upstream(spec, folder, upstreams) if spec.engine == "upstream" else opener(spec, folder)
