@@ -34,9 +34,9 @@ class TensorModel:
         self.spec = spec
         self.statistics = CopyStatistics()
         self._engine = engine
-        self._lanes = [lane, *(ThreadLane(f"{thread_name(spec)}-{slot}") for slot in range(1, engine.slots))]
         self._codec = RequestCodec(spec, utf8_bytes=engine.utf8_bytes)
-        queue, assembly = _parts(spec, engine)
+        queue, assembly = _parts(spec, engine)  # may refuse the model, so before any thread is started
+        self._lanes = [lane, *(ThreadLane(f"{thread_name(spec)}-{slot}") for slot in range(1, engine.slots))]
         self._batcher = Batcher(
             queue,
             Executor(engine, assembly),

@@ -186,6 +186,7 @@ def test_log_probabilities_are_those_of_the_tokens_told(engine: TextEngine) -> N
         (TextRequest("0", resume_token_ids=(4000,)), "outside of this model's"),
         (TextRequest("0", resume_token_ids=(5,) * 640), "640 are to be resumed after"),
         (TextRequest("0", stop=("",)), "none of them empty"),
+        (TextRequest("0", stop=("x" * 1025,)), "a stop string has 1025 letters"),
         (TextRequest("0", top_logprobs=21), "21 log probabilities"),
         (TextRequest("0", Sampling(temperature=float("nan"))), "temperature is nan"),
         (TextRequest((Message("root", "0"),)), "role 'root'"),

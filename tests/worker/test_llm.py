@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from runtime.errors import InvalidArgument, PenstockError
 from tests.worker.markov import CONTEXT_LENGTH, language_spec, markov, table
-from tests.worker.stepping import pieces, text, together, token_ids
+from tests.worker.stepping import finish, pieces, text, together, token_ids
 from tests.worker.table_decoder import TableDecoder
 from tests.worker.tiny_llama import ROOT, tiny_llama
 from worker.engine import EngineFailed, EngineUnavailable, Finish, Message, ModelRefused, Piece, Sampling, TextRequest
 from worker.engines.genai_decoder import GenaiDecoder
 from worker.engines.llm import Limits, LlmEngine, open_llm
-from worker.engines.onnx_decoder import OnnxDecoder
+from worker.engines.onnx_decoder import OnnxDecoder, _part_tokens
 from worker.engines.sampling import Choice
 from worker.engines.tokens import Tokens, open_tokens
 
@@ -285,3 +285,23 @@ def test_however_they_join_pause_and_leave_each_is_as_alone(
         assert made[index] == alone[: len(made[index])]
         if index in ended:
             assert made[index] == alone
+
+
+def test_a_long_prompt_is_computed_in_parts_beside_those_who_go_on(tmp_path: Path) -> None:
+    engine = open_llm(language_spec(), tiny_llama(tmp_path))
+    going = engine.begin(TextRequest("a"))
+    engine.step([going])
+    coming = engine.begin(TextRequest("x" * 600, max_tokens=2))
+    for _ in range(2):
+        gone_on, not_yet = engine.step([going, coming])
+        assert isinstance(gone_on, Piece | None)
+        assert not_yet is None
+        assert coming.uncomputed  # type: ignore[attr-defined]
+    steps = len(token_ids(finish(engine, [coming])[0]))
+    assert steps == 2
+
+
+@pytest.mark.parametrize(("vocabulary", "heads", "cached", "tokens"), [(261, 4, 256, 256), (128_256, 32, 8192, 64)])
+def test_parts_are_smaller_where_the_scores_are_large(vocabulary: int, heads: int, cached: int, tokens: int) -> None:
+    assert _part_tokens(vocabulary, heads, cached) == tokens
+    assert _part_tokens(vocabulary, heads, 10**9) == 16

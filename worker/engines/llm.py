@@ -43,6 +43,7 @@ DEFAULT_GENERATIONS = 8
 _MOST_GENERATIONS = 1024
 _MOST_THREADS_BY_DEFAULT = 16
 _MAX_STOPS = 16
+_MAX_STOP_LETTERS = 1024
 
 Answer = Piece | PenstockError | None
 
@@ -155,6 +156,8 @@ class LlmEngine:
         check_sampling(request.sampling)
         if len(request.stop) > _MAX_STOPS or any(not stop for stop in request.stop):
             raise InvalidArgument(f"{len(request.stop)} stop strings were given; at most {_MAX_STOPS}, none of them empty")
+        if (longest := max(map(len, request.stop), default=0)) > _MAX_STOP_LETTERS:
+            raise InvalidArgument(f"a stop string has {longest} letters; up to {_MAX_STOP_LETTERS} are taken")
         if any(not 0 <= token < self._decoder.vocabulary for token in request.resume_token_ids):
             raise InvalidArgument(f"a token to resume after is outside of this model's {self._decoder.vocabulary} tokens")
         if request.top_logprobs is not None and not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:

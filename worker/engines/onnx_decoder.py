@@ -23,7 +23,6 @@ _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 _PART_BYTES = 64 << 20
 _MOST_PART_TOKENS = 256
 _LEAST_PART_TOKENS = 16
-_LONGEST_SCORED = 4096
 _COLUMNS = 64
 
 
@@ -38,7 +37,7 @@ class OnnxDecoder:
         self.slots = slots
         self.context_length = context_length
         self.vocabulary = folder.vocabulary
-        self.part_tokens = _part_tokens(folder, context_length)
+        self.part_tokens = _MOST_PART_TOKENS
         self._session: Any = session
         self._runtime = runtime
         self._graph = graph = folder.graph
@@ -68,14 +67,16 @@ class OnnxDecoder:
         self._lengths[slot] = 0
 
     def extend(self, slot: int, tokens: Sequence[int]) -> Array:
-        past = self._lengths[slot]
-        self._grow(past + len(tokens))
+        self._grow(self._lengths[slot] + len(tokens))
         row = self._cache.row(slot)
         bound = self._parts.get(row)
         if bound is None:
             bound = self._parts[row] = self._bound(Place(row, 1))
-        logits = bound.run([tokens], [past], past + len(tokens))
-        self._lengths[slot] += len(tokens)
+        most = _part_tokens(self.vocabulary, self._graph.query_heads, self._cache.tokens)
+        for start in range(0, len(tokens), most):
+            part, past = tokens[start : start + most], self._lengths[slot]
+            logits = bound.run([part], [past], past + len(part))
+            self._lengths[slot] += len(part)
         return _float32(logits[0, -1])
 
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Sequence[Array]:
@@ -180,9 +181,9 @@ def _states(graph: Graph) -> list[tuple[str, str]]:
     return [(past % layer, present % layer) for layer in range(graph.layers) for past, present in pairs]
 
 
-def _part_tokens(folder: GenaiFolder, context_length: int) -> int:
-    """As many as keep a part's logits and its attention scores within bounds."""
-    row_bytes = 4 * max(folder.vocabulary, folder.graph.query_heads * min(context_length, _LONGEST_SCORED))
+def _part_tokens(vocabulary: int, heads: int, cached_tokens: int) -> int:
+    """As many as keep the logits and the attention scores of one call within bounds."""
+    row_bytes = 4 * max(vocabulary, heads * cached_tokens)
     return max(_LEAST_PART_TOKENS, min(_MOST_PART_TOKENS, _PART_BYTES // row_bytes))
 
 

@@ -23,10 +23,13 @@ class StopText:
             shown, self._held, self.met = self._held[: min(found)], "", True
             return shown
         # All is held while its end could begin a stop string, so that text and token ids leave together.
-        if any(self._held.endswith(stop[:length]) for stop in self._stops for length in range(1, len(stop))):
+        if any(self._begins(stop) for stop in self._stops):
             return ""
         shown, self._held = self._held, ""
         return shown
+
+    def _begins(self, stop: str) -> bool:
+        return any(self._held.endswith(stop[:length]) for length in range(1, min(len(stop), len(self._held) + 1)))
 
     def rest(self) -> str:
         """What was held back, when nothing more comes."""
