@@ -75,17 +75,15 @@ def test_a_prompt_that_the_tokenizer_cannot_take(here: Worker, prompt: str) -> N
         here.run(generate())
 
 
-def test_top_k_beyond_what_the_engine_counts_with(here: Worker) -> None:
+def test_top_k_beyond_every_vocabulary_means_all_of_it(here: Worker) -> None:
     request = pb.ModelInferRequest(model_name="alphabet")
     request.inputs.add(name="text_input", datatype="BYTES", shape=(1,)).contents.bytes_contents.append(b"a")
     request.parameters["top_k"].int64_param = 2**31
 
-    async def stream() -> None:
-        async for _ in here.inference.stream_infer("", "", request.SerializeToString(), CallContext()):
-            pass
+    async def stream() -> int:
+        return len([each async for each in here.inference.stream_infer("", "", request.SerializeToString(), CallContext())])
 
-    with pytest.raises(InvalidArgument):
-        here.run(stream())
+    assert here.run(stream()) > 0
 
 
 def test_a_stream_cancelled_in_the_midst_of_its_answers_is_no_bug_of_ours(here: Worker) -> None:

@@ -280,8 +280,8 @@ async def test_server_and_model_state(rig: Rig) -> None:
     metadata = await rig.stub.ServerMetadata(pb.ServerMetadataRequest())
     assert metadata.name == "penstock-worker"
     assert metadata.version
-    assert "statistics" in metadata.extensions
-    assert not {"system_shared_memory", "cuda_shared_memory", "sequence", "trace", "logging"} & set(metadata.extensions)
+    assert {"statistics", "sequence"} <= set(metadata.extensions)
+    assert not {"system_shared_memory", "cuda_shared_memory", "trace", "logging"} & set(metadata.extensions)
 
 
 async def test_model_metadata_and_config(rig: Rig) -> None:

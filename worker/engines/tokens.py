@@ -75,7 +75,12 @@ class Tokens:
         return self._vocabulary.token_bytes.get(token, b"")
 
     def _encoded(self, pieces: Sequence[str]) -> list[int]:
-        return [int(token) for piece in pieces if piece for token in self._tokenizer.encode(piece)]
+        try:
+            return [int(token) for piece in pieces if piece for token in self._tokenizer.encode(piece)]
+        except RuntimeError as error:  # GenAI's word for a text that its vocabulary does not cover
+            raise InvalidArgument(
+                f"the tokenizer of model {self._spec.model!r} cannot take this text; leave out characters that it does not know"
+            ) from error
 
     def _rendered(self, messages: Sequence[Message], cut: str) -> str:
         if not messages:
