@@ -42,7 +42,7 @@ from runtime.gathering import GatherRule  # noqa: E402
 from runtime.identity import Authority, Role, load_identity  # noqa: E402
 from runtime.ids import WorkerId  # noqa: E402
 from runtime.serving import Listen, serving  # noqa: E402
-from worker.execution import SERVICE, Execution  # noqa: E402
+from worker.execute.execution import SERVICE, Execution  # noqa: E402
 from worker.types import CallContext, Load  # noqa: E402
 
 ENGINE_FIXED_US = 150

@@ -27,9 +27,9 @@ from rich.table import Table
 from runtime.errors import PenstockError
 from runtime.ids import Digest, ModelName, ModelVersion
 from worker.engine import Generation, TextRequest
-from worker.engines.genai_folder import GenaiFolder
-from worker.engines.llm import Limits, LlmEngine, open_over
-from worker.engines.onnx_decoder import open_onnx_decoder
+from worker.engines.llm.engine import Limits, LlmEngine, open_over
+from worker.engines.llm.genai_folder import GenaiFolder
+from worker.engines.llm.onnx_decoder import open_onnx_decoder
 from worker.types import ModelSpec, Task
 
 ROOT = Path(__file__).resolve().parent.parent

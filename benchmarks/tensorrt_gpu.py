@@ -30,12 +30,12 @@ from cli.build_engine import build_engine, build_language_engine, build_options
 from runtime.errors import PenstockError
 from runtime.ids import Digest
 from runtime.model_folder import complete_manifest, hash_file, read_model_folder
-from worker.cuda import Device, open_driver
+from worker.cuda.driver import Device, open_driver
 from worker.engine import EngineUnavailable, Generation, Piece, Sampling, TextRequest
-from worker.engines.llm import LlmEngine, open_llm
-from worker.engines.tensorrt import TensorRtEngine, open_tensorrt
-from worker.engines.tensorrt_language import LanguageOptions, open_tensorrt_language
-from worker.engines.tensorrt_runtime import find_tensorrt
+from worker.engines.llm.engine import LlmEngine, open_llm
+from worker.engines.tensorrt.engine import TensorRtEngine, open_tensorrt
+from worker.engines.tensorrt.language import LanguageOptions, open_tensorrt_language
+from worker.engines.tensorrt.runtime import find_tensorrt
 from worker.spec import spec_of
 from worker.types import ModelSpec
 

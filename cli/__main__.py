@@ -142,7 +142,7 @@ def build_engine_command(
 
     from cli.build_engine import build_engine, build_language_engine, build_options, summary
     from cli.run import run
-    from worker.engines.tensorrt_language import LanguageOptions, is_language_folder
+    from worker.engines.tensorrt.language import LanguageOptions, is_language_folder
 
     async def work() -> None:
         chosen = build_options(

@@ -1,6 +1,6 @@
 """`penstock build-engine`: an ONNX file, or a language model's folder, becomes a model folder with a TensorRT plan in it.
 
-Owns the folder's writing, and what is shown meanwhile. What a plan is made of is `worker/engines/tensorrt_build.py`'s and
+Owns the folder's writing, and what is shown meanwhile. What a plan is made of is `worker/engines/tensorrt/build.py`'s and
 `tensorrt_language.py`'s.
 """
 
@@ -24,11 +24,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from runtime.errors import Code, InvalidArgument, PenstockError
 from runtime.model_folder import DESCRIPTION, read_model_folder
-from worker.engines.tensorrt import PLAN
-from worker.engines.tensorrt_build import BuildOptions, Built, OnProgress, build_plan, find_builder
-from worker.engines.tensorrt_language import LanguageOptions, build_language_plan
-from worker.engines.tensorrt_plan import Tensor
-from worker.engines.tensorrt_profiles import fewest_rows, parse_profiles
+from worker.engines.tensorrt.build import BuildOptions, Built, OnProgress, build_plan, find_builder
+from worker.engines.tensorrt.engine import PLAN
+from worker.engines.tensorrt.language import LanguageOptions, build_language_plan
+from worker.engines.tensorrt.plan import Tensor
+from worker.engines.tensorrt.profiles import fewest_rows, parse_profiles
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MIB = 1 << 20

@@ -18,7 +18,7 @@ from cli.profile import Profile
 from runtime.errors import Code, PenstockError
 from runtime.grpc_core import tune
 from runtime.identity import Authority, NodeIdentity, Role
-from worker.machine_memory import read_memory_limit_bytes
+from worker.life.machine_memory import read_memory_limit_bytes
 
 
 class EtcdMissing(PenstockError, code=Code.FAILED_PRECONDITION, reason="ETCD_MISSING"):

@@ -16,17 +16,17 @@ from runtime.identity import load_identity
 from runtime.ids import WorkerId
 from runtime.process import announce, run_service, started
 from runtime.telemetry import configure_logging, configure_tracing
-from worker.code_trust import CodeSigners
 from worker.config import WorkerSettings
 from worker.copies import open_model
-from worker.execution import Execution
+from worker.execute.execution import Execution
 from worker.front import opened_front, opened_metrics, quota_of
 from worker.inference import TableInference
-from worker.lifecycle import Holdings
+from worker.life.lifecycle import Holdings
 from worker.membership import membership_of
 from worker.presence_codec import copy_messages
+from worker.remote.upstream_keys import UpstreamAccess
+from worker.runner.code_trust import CodeSigners
 from worker.standalone import check_alone, opened_repository, opened_table
-from worker.upstream_keys import UpstreamAccess
 
 
 async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:

@@ -14,19 +14,19 @@ from typing import Literal, Protocol
 import structlog
 from inference import grpc_service_pb2
 
-from worker.code_trust import CodeSigners, CodeTrust, TrustedCopy, brings_code
+from worker.batching.tensor_model import TensorModel
 from worker.engine import Piece, RemoteEngine, TextEngine, TextRequest
 from worker.engines import Engine, open_engine
-from worker.kserve import RequestCodec
+from worker.generation.text_model import TextModel
+from worker.kserve.codec import RequestCodec
 from worker.lane import ThreadLane, thread_name
-from worker.remote_model import open_remote
+from worker.life.warm_up import warm_up
+from worker.remote.remote_model import open_remote
+from worker.remote.upstream_keys import UpstreamAccess
+from worker.runner.code_trust import CodeSigners, CodeTrust, TrustedCopy, brings_code
 from worker.statistics import CopyStatistics
-from worker.tensor_model import TensorModel
-from worker.text_model import TextModel
 from worker.threads import in_thread
 from worker.types import CallContext, Kind, ModelSpec
-from worker.upstream_keys import UpstreamAccess
-from worker.warm_up import warm_up
 
 _log = structlog.get_logger("penstock.models")
 

@@ -18,16 +18,16 @@ from runtime.identity import NodeIdentity
 from runtime.serving import Listen, ServerLimits, serving
 from runtime.telemetry import start_metrics_endpoint
 from worker.config import WorkerSettings
-from worker.execution import SERVICE as EXECUTE
-from worker.execution import Execution
+from worker.execute.execution import SERVICE as EXECUTE
+from worker.execute.execution import Execution
 from worker.inference import TableInference
+from worker.kserve.servicer import SERVICE as KSERVE
+from worker.kserve.servicer import register_inference
+from worker.kserve.shared_memory import SharedMemory, SharedMemoryPolicy
 from worker.machine_metrics import register_machine
 from worker.metrics import register_metrics
 from worker.models import ModelTable
 from worker.quota import QuotaPolicy
-from worker.servicer import SERVICE as KSERVE
-from worker.servicer import register_inference
-from worker.shared_memory import SharedMemory, SharedMemoryPolicy
 from worker.types import Repository
 
 MESSAGE_BYTES = 64 * 1024 * 1024

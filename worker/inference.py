@@ -12,15 +12,15 @@ from contextlib import aclosing
 from inference import grpc_service_pb2
 
 from runtime.errors import InvalidArgument, PenstockError, Unimplemented
-from worker.batching import DEFAULT_QUEUE_SIZE
-from worker.codec import generate_response, parse_generate
+from worker.batching.queue import DEFAULT_QUEUE_SIZE
 from worker.copies import LoadedModel, TextCopy
 from worker.engine import TextRequest
-from worker.kserve import TensorRequest, parse, streamed
+from worker.generation.codec import generate_response, parse_generate
+from worker.kserve.codec import TensorRequest, parse, streamed
+from worker.kserve.text import FINAL, text_request, text_response
 from worker.models import ModelTable
 from worker.quota import DEFAULT_MAX_IN_FLIGHT, Admission, QuotaGuard, QuotaPolicy
 from worker.statistics import Failure
-from worker.text import FINAL, text_request, text_response
 from worker.types import CallContext, Kind, Load
 
 

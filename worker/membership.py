@@ -21,22 +21,22 @@ from runtime.etcd_members import EtcdSettings
 from runtime.identity import NodeIdentity, Role
 from runtime.ids import Region, WorkerId, assignment_key
 from runtime.manifests import read_trusted_signers
-from worker.artifacts import Artifacts
-from worker.cache import open_cache
 from worker.config import WorkerSettings
+from worker.execute.model_service import ModelService
+from worker.files.artifacts import Artifacts
+from worker.files.cache import open_cache
+from worker.files.peers import NearbyWorkers, PeerRules
+from worker.files.registry_source import RegistrySource
+from worker.files.sharing import SharedFiles
 from worker.front import Ports
 from worker.hardware import DEFAULT_TIERS, read_disk_free_bytes, read_hardware, read_tiers, tiers_of
-from worker.lifecycle import Holdings
-from worker.loading import LoadRules, OpenModel
-from worker.machine_memory import read_memory_limit_bytes
-from worker.model_service import ModelService
+from worker.life.lifecycle import Holdings
+from worker.life.loading import LoadRules, OpenModel
+from worker.life.machine_memory import read_memory_limit_bytes
+from worker.life.reconcile import Reconciler
 from worker.models import ModelTable
-from worker.peers import NearbyWorkers, PeerRules
 from worker.presence import Presence, PresenceTiming
 from worker.presence_codec import WorkerFacts
-from worker.reconcile import Reconciler
-from worker.registry_source import RegistrySource
-from worker.sharing import SharedFiles
 from worker.threads import in_thread
 
 _WILDCARDS = ("", "0.0.0.0", "::")

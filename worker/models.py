@@ -14,7 +14,7 @@ import structlog
 from runtime.errors import AlreadyExists, Code, PenstockError
 from runtime.ids import ModelName, ModelVersion
 from worker.copies import LoadedModel
-from worker.memory import Usage
+from worker.life.memory import Usage
 
 _log = structlog.get_logger("penstock.models")
 

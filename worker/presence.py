@@ -25,7 +25,7 @@ from runtime.identity import NodeIdentity
 from runtime.ids import ModelName, ModelVersion, model_key, presence_key
 from runtime.keyvalue import Lease
 from runtime.records import sign_record
-from worker.lifecycle import Holdings
+from worker.life.lifecycle import Holdings
 from worker.presence_codec import Stamp, WorkerFacts, copy_messages, model_presence_bytes, presence_bytes
 from worker.threads import in_thread
 

@@ -1,4 +1,4 @@
-"""What a worker tells of itself as messages, and what others told of themselves. With `frames.py` the only place for these."""
+"""What a worker tells of itself as messages, and what others told of themselves. Like `execute/frames.py`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from penstock.worker.v1 import presence_pb2, worker_pb2
 from runtime.errors import InvalidArgument
 from runtime.ids import Digest, Region, WorkerId
 from worker.hardware import Hardware
-from worker.lifecycle import Copy
+from worker.life.lifecycle import Copy
 from worker.types import CopyState
 
 _STATES: Mapping[CopyState, worker_pb2.ModelState.ValueType] = MappingProxyType(

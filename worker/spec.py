@@ -1,7 +1,7 @@
 """Manifests, as the worker's own nouns.
 
 A codec, one way. Decides what a manifest has to say to describe a model; who signed it and which files it has is
-`manifest.py`'s question.
+`files/manifest.py`'s question.
 """
 
 from __future__ import annotations

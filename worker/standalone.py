@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager
 
 from runtime.errors import FailedPrecondition
 from worker.config import WorkerSettings
-from worker.lifecycle import Holdings
+from worker.life.lifecycle import Holdings
+from worker.life.repository import FolderFailure, FolderRepository, OpenModel
 from worker.models import ModelTable
-from worker.repository import FolderFailure, FolderRepository, OpenModel
 
 
 @asynccontextmanager

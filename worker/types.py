@@ -188,7 +188,7 @@ class ModelSpec:
 
 
 class CopyState(enum.Enum):
-    """Where a copy of a model is in its life; the transitions are in `worker/lifecycle.py`."""
+    """Where a copy of a model is in its life; the transitions are in `worker/life/lifecycle.py`."""
 
     UNAVAILABLE = "UNAVAILABLE"
     LOADING = "LOADING"

@@ -11,8 +11,8 @@ from typer.testing import CliRunner, Result
 from cli.__main__ import app
 from cli.build_engine import _interruptible, describe
 from runtime.model_folder import read_model_folder
-from worker.engines.tensorrt_build import Built, OnProgress
-from worker.engines.tensorrt_plan import ShapeRange, Tensor
+from worker.engines.tensorrt.build import Built, OnProgress
+from worker.engines.tensorrt.plan import ShapeRange, Tensor
 
 SUMS = Path(__file__).parents[2] / "cli" / "demo" / "sums"
 DIGITS = Path(__file__).parents[2] / "cli" / "demo" / "digits" / "model.onnx"

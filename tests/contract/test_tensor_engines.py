@@ -21,12 +21,12 @@ from tests.support.public_models import AFFINE as PUBLIC_AFFINE
 from tests.support.public_models import IDENTITY as PUBLIC_IDENTITY
 from tests.worker.onnx_models import spec
 from tests.worker.tensorrt_fake import FakeTensorRt, plan_folder
-from worker.cuda_fake import DEFAULT_DEVICE, FakeDriver
+from worker.cuda.fake import DEFAULT_DEVICE, FakeDriver
 from worker.datatypes import DATATYPES
 from worker.engine import Array, EngineUnavailable, ModelRefused, RemoteEngine, StagingEngine, TensorEngine, TextEngine
 from worker.engines import ENGINES, open_engine
-from worker.engines.tensorrt_plan import DATATYPE_NAMES
-from worker.engines.tensorrt_runtime import use_tensorrt
+from worker.engines.tensorrt.plan import DATATYPE_NAMES
+from worker.engines.tensorrt.runtime import use_tensorrt
 from worker.tensors import object_array
 from worker.types import ModelSpec, TensorSpec
 
@@ -49,7 +49,7 @@ KINDS = {
     "torch": Kind("torch", (*NUMBERS, "BF16"), "model.pt2", "torch"),
     "litert": Kind("litert", (*NUMBERS, "BYTES"), "model.tflite", "ai_edge_litert.interpreter"),
     "python": Kind("python", tuple(DATATYPES), "model.py"),
-    # Over a GPU and a TensorRT that are not there; the real ones: tests/worker/test_cuda.py, benchmarks/tensorrt_gpu.py.
+    # Over a GPU and a TensorRT that are not there; the real ones: tests/worker/cuda/test_driver.py, benchmarks/tensorrt_gpu.py.
     "tensorrt": Kind("tensorrt", tuple(DATATYPE_NAMES.values()), "model.plan"),
 }
 IDENTITY: dict[str, Callable[[Path, str], Path]] = {
@@ -75,7 +75,7 @@ def opened(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     """Opens models of the kind, and closes them."""
     driver = FakeDriver()
     machine = use_tensorrt(FakeTensorRt(driver), "tensorrt"), driver, DEFAULT_DEVICE
-    monkeypatch.setattr("worker.engines.tensorrt.machine_for", lambda *_: machine)
+    monkeypatch.setattr("worker.engines.tensorrt.engine.machine_for", lambda *_: machine)
     with contextlib.ExitStack() as stack:
 
         def open_it(described: ModelSpec, folder: Path) -> TensorEngine:

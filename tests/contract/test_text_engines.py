@@ -17,14 +17,14 @@ from tests.worker.table_decoder import TableDecoder
 from tests.worker.tensorrt_language_fake import language_plan, open_language
 from tests.worker.tiny_llama import CONTEXT_LENGTH as LLAMA_CONTEXT_LENGTH
 from tests.worker.tiny_llama import tiny_llama
-from worker.cuda_fake import FakeDriver
+from worker.cuda.fake import FakeDriver
 from worker.engine import Finish, Message, Piece, Sampling, TextEngine, TextRequest
-from worker.engines.genai_decoder import GenaiDecoder
-from worker.engines.llm import Limits, LlmEngine, open_llm
-from worker.engines.onnx_decoder import OnnxDecoder
-from worker.engines.sampling import Choice
-from worker.engines.tensorrt_decoder import TensorRtDecoder
-from worker.engines.tokens import open_tokens
+from worker.engines.llm.engine import Limits, LlmEngine, open_llm
+from worker.engines.llm.genai_decoder import GenaiDecoder
+from worker.engines.llm.onnx_decoder import OnnxDecoder
+from worker.engines.llm.sampling import Choice
+from worker.engines.llm.tokens import open_tokens
+from worker.engines.tensorrt.decoder import TensorRtDecoder
 
 SLOTS = 3
 # Over one page of the cache, over one part of a prompt, and one token: in the alphabet none of them ends at once.

@@ -24,8 +24,8 @@ from tests.fuzz.messages import DATATYPE_NAMES, model_of
 from tests.worker.markov import language_spec, markov
 from tests.worker.onnx_models import identity, spec
 from worker.copies import open_model
-from worker.execution import Execution
-from worker.execution_stream import StreamLimits
+from worker.execute.execution import Execution
+from worker.execute.execution_stream import StreamLimits
 from worker.inference import TableInference
 from worker.models import ModelTable
 from worker.types import CallContext, TensorSpec

@@ -36,11 +36,11 @@ from tests.fuzz.messages import execute_request, generate_request, infer_request
 from tests.fuzz.model_toml import model_toml
 from tests.fuzz.process import BUGS, LIMITS, Worker, worker
 from worker.datatypes import DATATYPES
-from worker.engines.sse import EventReader
-from worker.execution_stream import ExecuteStream
-from worker.kserve import RequestCodec
-from worker.manifest import open_manifest
-from worker.orders import OrdersRefused, parse_orders
+from worker.engines.upstream.sse import EventReader
+from worker.execute.execution_stream import ExecuteStream
+from worker.files.manifest import open_manifest
+from worker.kserve.codec import RequestCodec
+from worker.life.orders import OrdersRefused, parse_orders
 from worker.spec import spec_of
 from worker.tensors import from_raw, to_raw
 from worker.types import CallContext

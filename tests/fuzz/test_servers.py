@@ -21,9 +21,9 @@ from runtime.serving import Listen, serving
 from tests.fuzz.choices import Choices
 from tests.fuzz.messages import execute_request, infer_request, spoilt
 from tests.fuzz.process import Worker, close_worker, good_request, worker
-from worker.execution import SERVICE as EXECUTE
-from worker.servicer import SERVICE as KSERVE
-from worker.servicer import register_inference
+from worker.execute.execution import SERVICE as EXECUTE
+from worker.kserve.servicer import SERVICE as KSERVE
+from worker.kserve.servicer import register_inference
 
 T = TypeVar("T")
 

@@ -23,8 +23,8 @@ from runtime.identity import Authority, NodeIdentity, Role
 from runtime.ids import WorkerId
 from runtime.serving import Listen, RoleRequired, serving
 from runtime.streams import PayloadTooLarge
-from worker.execution import SERVICE, Execution
-from worker.execution_stream import Draining, StreamLimits
+from worker.execute.execution import SERVICE, Execution
+from worker.execute.execution_stream import Draining, StreamLimits
 from worker.types import CallContext, Load
 
 

@@ -26,8 +26,8 @@ from runtime.errors import NotFound, ResourceExhausted, Unavailable
 from runtime.identity import Authority, NodeIdentity, Role
 from runtime.ids import WorkerId
 from runtime.serving import Listen, serving
-from worker.execution import SERVICE as WORKER_SERVICE
-from worker.execution import Execution
+from worker.execute.execution import SERVICE as WORKER_SERVICE
+from worker.execute.execution import Execution
 from worker.types import CallContext, Load
 
 KEY = "sk-pn-test"

@@ -41,7 +41,7 @@ def manifest_of(files: Mapping[str, bytes], *, model: str = "digits", version: s
 
 @dataclass(slots=True)
 class MemoryRegistry:
-    """Implements `worker.origins.Source`; notes what it is asked."""
+    """Implements `worker.files.origins.Source`; notes what it is asked."""
 
     name: str = "the registry"
     files: dict[str, bytes] = field(default_factory=dict)

@@ -16,14 +16,14 @@ from runtime.errors import DataLoss
 from runtime.ids import Digest, ModelName, ModelVersion
 from runtime.memory_store import MemoryStore
 from tests.support.manual_clock import ManualClock, settle
-from worker.artifacts import Prepared, Progress
 from worker.copies import LoadedModel
 from worker.engine import ModelRefused
-from worker.lifecycle import CopyKey, Holdings
-from worker.loading import LoadRules
-from worker.manifest import Description
-from worker.memory import Usage
-from worker.reconcile import Reconciler
+from worker.files.artifacts import Prepared, Progress
+from worker.files.manifest import Description
+from worker.life.lifecycle import CopyKey, Holdings
+from worker.life.loading import LoadRules
+from worker.life.memory import Usage
+from worker.life.reconcile import Reconciler
 from worker.statistics import CopyStatistics
 from worker.types import CopyState, ModelSpec, Task
 

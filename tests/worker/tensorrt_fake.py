@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from worker.cuda_fake import CudaMisused, FakeDriver
+from worker.cuda.fake import CudaMisused, FakeDriver
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]

@@ -11,13 +11,13 @@ import onnxruntime
 import onnxruntime_genai
 
 from tests.worker import tensorrt_fake as fake
-from worker.cuda_fake import DEFAULT_DEVICE, FakeDriver
-from worker.engines.cache_in_place import LENGTHS, rewrite
-from worker.engines.genai_folder import GenaiFolder, Graph, read_genai_folder
-from worker.engines.llm import LlmEngine
-from worker.engines.tensorrt import Settings
-from worker.engines.tensorrt_language import assemble_language
-from worker.engines.tensorrt_runtime import use_tensorrt
+from worker.cuda.fake import DEFAULT_DEVICE, FakeDriver
+from worker.engines.llm.engine import LlmEngine
+from worker.engines.llm.genai_folder import GenaiFolder, Graph, read_genai_folder
+from worker.engines.tensorrt.cache_in_place import LENGTHS, rewrite
+from worker.engines.tensorrt.engine import Settings
+from worker.engines.tensorrt.language import assemble_language
+from worker.engines.tensorrt.runtime import use_tensorrt
 from worker.types import ModelSpec
 
 _NUMBERS = itertools.count()

@@ -13,12 +13,12 @@ from runtime.errors import AlreadyExists
 from runtime.ids import ModelName, ModelVersion
 from tests.worker.markov import language_spec, markov
 from tests.worker.onnx_models import identity, lookup, spec
-from worker.batcher import ModelLeaving
+from worker.batching.batcher import ModelLeaving
+from worker.batching.tensor_model import TensorModel
 from worker.copies import open_model
 from worker.engine import EngineUnavailable, ModelRefused, TextRequest
+from worker.generation.text_model import TextModel
 from worker.models import ModelTable, UnknownModel
-from worker.tensor_model import TensorModel
-from worker.text_model import TextModel
 from worker.types import CallContext, TensorSpec
 
 CALL = CallContext()

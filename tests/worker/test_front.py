@@ -20,7 +20,7 @@ from runtime.errors import PenstockError
 from runtime.identity import Authority, Role
 from runtime.ids import WorkerId
 from worker.config import WorkerSettings
-from worker.execution import Execution
+from worker.execute.execution import Execution
 from worker.front import opened_front, opened_metrics, quota_of, shared_memory_of
 from worker.inference import TableInference
 from worker.models import ModelTable

@@ -18,15 +18,15 @@ from runtime.ids import ModelName, ModelVersion
 from runtime.memory_store import MemoryStore
 from tests.worker.manifests import TRUSTED, MemoryRegistry, manifest_of
 from tests.worker.onnx_models import identity, spec
-from worker.artifacts import Artifacts
-from worker.cache import open_cache
+from worker.batching.tensor_model import TensorModel
 from worker.copies import open_model
-from worker.lifecycle import Holdings
-from worker.loading import LoadRules
+from worker.files.artifacts import Artifacts
+from worker.files.cache import open_cache
+from worker.life.lifecycle import Holdings
+from worker.life.loading import LoadRules
+from worker.life.reconcile import Reconciler
+from worker.life.repository import FolderRepository
 from worker.models import ModelTable
-from worker.reconcile import Reconciler
-from worker.repository import FolderRepository
-from worker.tensor_model import TensorModel
 
 CYCLES = 25
 

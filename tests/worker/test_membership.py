@@ -11,7 +11,7 @@ from runtime.identity import Authority, NodeIdentity, Role
 from worker.config import WorkerSettings
 from worker.copies import open_model
 from worker.hardware import TiersRefused
-from worker.lifecycle import Holdings
+from worker.life.lifecycle import Holdings
 from worker.membership import Membership, membership_of
 from worker.models import ModelTable
 from worker.standalone import check_alone

@@ -17,7 +17,7 @@ from runtime.memory_store import MemoryStore
 from runtime.records import RecordVerifier
 from tests.support.manual_clock import ManualClock, settle
 from worker.hardware import Gpu, Hardware
-from worker.lifecycle import Copy, Holdings, LifeEvent
+from worker.life.lifecycle import Copy, Holdings, LifeEvent
 from worker.presence import Presence, PresenceTiming
 from worker.presence_codec import WorkerFacts
 from worker.types import Task

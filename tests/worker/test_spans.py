@@ -29,11 +29,11 @@ from runtime.server_spans import server_spans
 from runtime.serving import Listen, serving
 from tests.worker.onnx_models import identity, spec
 from worker.copies import open_model
-from worker.execution import Execution
-from worker.execution_stream import ExecuteStream, StreamLimits
+from worker.execute.execution import Execution
+from worker.execute.execution_stream import ExecuteStream, StreamLimits
 from worker.inference import TableInference
+from worker.kserve.servicer import SERVICE, register_inference
 from worker.models import ModelTable
-from worker.servicer import SERVICE, register_inference
 from worker.spans import ExecutionTimes, GenerationTimes, trace_execution, trace_generation
 from worker.types import CallContext
 

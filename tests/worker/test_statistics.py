@@ -16,16 +16,16 @@ from inference import grpc_service_pb2 as pb
 
 from runtime.errors import DeadlineExceeded, InvalidArgument, PenstockError
 from tests.worker.onnx_models import spec
-from worker.batcher import QueueTimeout
-from worker.batching import QueueFull
-from worker.descriptions import statistics_of
+from worker.batching.batcher import QueueTimeout
+from worker.batching.queue import QueueFull
+from worker.batching.tensor_model import TensorModel
 from worker.engine import Array, EngineFailed
 from worker.inference import TableInference
+from worker.kserve.descriptions import statistics_of
 from worker.lane import ThreadLane
 from worker.models import ModelTable
 from worker.quota import Quota, QuotaPolicy, TenantQuotaReached
 from worker.statistics import CopyStatistics, Failure
-from worker.tensor_model import TensorModel
 from worker.types import BatchingSpec, CallContext, TensorSpec
 
 PLACES = 12

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.worker.manifests import sha256_of
-from worker.cache import open_cache
-from worker.folders import read_spec
-from worker.manifest import ManifestFile
+from worker.files.cache import open_cache
+from worker.files.folders import read_spec
+from worker.files.manifest import ManifestFile
 from worker.threads import WorkGivenUp, check_wanted, in_thread
 
 
@@ -61,8 +61,8 @@ async def test_hashing_a_large_file_is_given_up_between_two_blocks(
         may_go_on.wait()
         check_wanted()
 
-    monkeypatch.setattr("worker.disk_files.check_wanted", check)
-    monkeypatch.setattr("worker.folders.check_wanted", check)
+    monkeypatch.setattr("worker.files.disk_files.check_wanted", check)
+    monkeypatch.setattr("worker.files.folders.check_wanted", check)
     content = bytes(3 << 20)
     with open_cache(tmp_path / "cache", 1 << 30) as cache:
         file = ManifestFile("model.onnx", sha256_of(content), len(content))

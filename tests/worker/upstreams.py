@@ -11,9 +11,9 @@ from typing import Any
 from tests.support.upstream_server import Asked, Reply
 from tests.worker.onnx_models import spec
 from worker.engine import Finish, Message, Piece, TextRequest
-from worker.engines.upstream import UpstreamEngine, open_upstream
+from worker.engines.upstream.engine import UpstreamEngine, open_upstream
+from worker.remote.upstream_keys import UpstreamAccess
 from worker.types import ModelSpec, Task, TensorSpec
-from worker.upstream_keys import UpstreamAccess
 
 KEY = "sk-very-secret"
 TEXT = (TensorSpec("text_input", "BYTES", (1,)),)

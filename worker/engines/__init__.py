@@ -7,8 +7,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from worker.engine import EngineUnavailable, RemoteEngine, TensorEngine, TextEngine
+from worker.remote.upstream_keys import UpstreamAccess
 from worker.types import ModelSpec, Task
-from worker.upstream_keys import UpstreamAccess
 
 Engine = TensorEngine | TextEngine | RemoteEngine
 
@@ -20,7 +20,7 @@ def _onnx(spec: ModelSpec, folder: Path) -> Engine:
 
 
 def _llm(spec: ModelSpec, folder: Path) -> Engine:
-    from worker.engines.llm import open_llm
+    from worker.engines.llm.engine import open_llm
 
     return open_llm(spec, folder)
 
@@ -45,16 +45,16 @@ def _python(spec: ModelSpec, folder: Path) -> Engine:
 
 def _tensorrt(spec: ModelSpec, folder: Path) -> Engine:
     if spec.task in (Task.CHAT, Task.COMPLETION):
-        from worker.engines.tensorrt_language import open_tensorrt_language
+        from worker.engines.tensorrt.language import open_tensorrt_language
 
         return open_tensorrt_language(spec, folder)
-    from worker.engines.tensorrt import open_tensorrt
+    from worker.engines.tensorrt.engine import open_tensorrt
 
     return open_tensorrt(spec, folder)
 
 
 def _upstream(spec: ModelSpec, folder: Path, upstreams: UpstreamAccess | None = None) -> Engine:
-    from worker.engines.upstream import open_upstream
+    from worker.engines.upstream.engine import open_upstream
 
     return open_upstream(spec, folder, upstreams)
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from worker.engine import Array, EngineFailed, EngineUnavailable, ModelRefused
 from worker.engines.described import engine_inputs, engine_outputs, model_file, number, seconds, threads
-from worker.runner import Runner, RunnerLimits
-from worker.runner_host import CODE_FILE, Opening
-from worker.runner_process import Launch
+from worker.runner.host import CODE_FILE, Opening
+from worker.runner.process import Launch
+from worker.runner.runner import Runner, RunnerLimits
 from worker.types import ModelSpec
 
 OWN_PROCESS = ("onnx", "torch", "litert")

@@ -1,0 +1,1 @@
+"""CUDA: the driver, a fake beside it, and buffers that are kept."""

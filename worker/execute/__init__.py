@@ -1,0 +1,1 @@
+"""The inner hop: Execute streams for gateways, and what else WorkerService does."""

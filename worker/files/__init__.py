@@ -1,0 +1,1 @@
+"""Models' files: where they come from, how they are verified and kept."""

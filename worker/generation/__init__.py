@@ -1,0 +1,1 @@
+"""Text made step by step: who runs, who waits, who reads."""

@@ -1,0 +1,1 @@
+"""The life of copies: orders, loads, memory, and letting go."""

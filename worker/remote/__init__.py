@@ -1,0 +1,1 @@
+"""Models behind somebody else's API: their copies, and what an operator permits."""

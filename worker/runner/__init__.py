@@ -1,0 +1,1 @@
+"""Models in processes of their own, and whose code may run there."""
