@@ -40,6 +40,10 @@ engines: $(VENV)/.engines
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.serving --empty
+	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.encoder
+	$(BIN)/python -m benchmarks.generation
+	$(BIN)/python -m benchmarks.soak
 
 # Pins and hashes only: no download address ever enters a lock file.
 lock:

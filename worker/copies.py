@@ -80,7 +80,9 @@ class TextCopy(OpenCopy, Protocol):
     @property
     def kind(self) -> Literal[Kind.TEXT]: ...
 
-    def generate(self, request: TextRequest, call: CallContext, *, priority: int = 0) -> AsyncGenerator[Piece, None]:
+    def generate(
+        self, request: TextRequest, call: CallContext, *, priority: int = 0, timeout_s: float | None = None
+    ) -> AsyncGenerator[Piece, None]:
         """Pieces as they come; the last one has a finish. Closing or cancelling ends the generation before its next step."""
         ...
 

@@ -71,7 +71,7 @@ class TableInference:
                 yield response
                 return
             decoded, asked = _text(loaded, request, call)
-            pieces = loaded.generate(asked, call, priority=decoded.parameters.priority)
+            pieces = loaded.generate(asked, call, priority=decoded.parameters.priority, timeout_s=decoded.parameters.timeout_s)
             async with aclosing(pieces):
                 async for piece in pieces:
                     yield text_response(loaded.codec, decoded, piece)

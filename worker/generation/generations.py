@@ -80,13 +80,13 @@ class Generations:
         return bool(self._preparing or self._running or self._waiting.requests)
 
     async def generate(
-        self, request: TextRequest, call: CallContext = _NO_CALL, *, priority: int = 0
+        self, request: TextRequest, call: CallContext = _NO_CALL, *, priority: int = 0, timeout_s: float | None = None
     ) -> AsyncGenerator[Piece, None]:
         """Pieces as they come; the last one has a finish. Closing or cancelling ends the generation before its next step.
 
         Raises QueueFull, QueueTimeout, DeadlineExceeded, ModelLeaving, InvalidArgument for what the model cannot take.
         """
-        ticket, waiting = await self._admitted(request, call, priority or call.priority)
+        ticket, waiting = await self._admitted(request, call, priority or call.priority, timeout_s)
         try:
             while True:
                 if ticket.pieces:
@@ -132,7 +132,9 @@ class Generations:
         self._prompts.close()
         self._inbox.put(None)
 
-    async def _admitted(self, request: TextRequest, call: CallContext, priority: int) -> tuple[Ticket, Waiting[Ticket]]:
+    async def _admitted(
+        self, request: TextRequest, call: CallContext, priority: int, timeout_s: float | None
+    ) -> tuple[Ticket, Waiting[Ticket]]:
         """Checked, tokenized and in the queue; meanwhile it counts as one of those who wait. Raises what `generate` does."""
         arrived_ns = time.monotonic_ns()
         failure = Failure.REJECTED
@@ -143,7 +145,7 @@ class Generations:
             try:
                 ticket = Ticket(await self._prompts.call(partial(self._engine.begin, request)), arrived_ns)
                 failure = Failure.REJECTED
-                return ticket, self._offer(ticket, priority, call.deadline_s)
+                return ticket, self._offer(ticket, priority, call.deadline_s, timeout_s)
             finally:
                 self._preparing -= 1
                 self._check_idle()
@@ -164,14 +166,14 @@ class Generations:
         if (count := self._preparing + self._waiting.requests) >= places:
             raise QueueFull(f"Exceeds maximum queue size: {count} of {places} requests wait; back off", retry_after_s=0.1)
 
-    def _offer(self, ticket: Ticket, priority: int, deadline_s: float | None) -> Waiting[Ticket]:
+    def _offer(self, ticket: Ticket, priority: int, deadline_s: float | None, timeout_s: float | None) -> Waiting[Ticket]:
         now_s = self._loop.time()
         if self._closed:
             raise ModelLeaving("the model was unloaded before this generation ran; retry")
         if deadline_s is not None and deadline_s <= now_s:
             raise DeadlineExceeded("the deadline passed while the prompt was read")
         waiting = Waiting(ticket, 1, None, now_s, priority)
-        self._waiting.offer(waiting)
+        self._waiting.offer(waiting, timeout_s)
         if deadline_s is not None:
             ticket.timer = self._loop.call_at(deadline_s, self._expire, ticket, waiting)
         self._start()

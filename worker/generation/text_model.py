@@ -47,8 +47,10 @@ class TextModel:
     def busy(self) -> bool:
         return self._generations.busy
 
-    def generate(self, request: TextRequest, call: CallContext, *, priority: int = 0) -> AsyncGenerator[Piece, None]:
-        return self._generations.generate(request, call, priority=priority)
+    def generate(
+        self, request: TextRequest, call: CallContext, *, priority: int = 0, timeout_s: float | None = None
+    ) -> AsyncGenerator[Piece, None]:
+        return self._generations.generate(request, call, priority=priority, timeout_s=timeout_s)
 
     async def drained(self) -> None:
         await self._generations.drained()

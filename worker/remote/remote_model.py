@@ -86,10 +86,14 @@ class RemoteTextModel(_RemoteModel):
 
     kind: Literal[Kind.TEXT] = Kind.TEXT
 
-    async def generate(self, request: TextRequest, call: CallContext, *, priority: int = 0) -> AsyncGenerator[Piece, None]:
+    async def generate(
+        self, request: TextRequest, call: CallContext, *, priority: int = 0, timeout_s: float | None = None
+    ) -> AsyncGenerator[Piece, None]:
         """Pieces as they come; none is asked for before the one before it was taken. Closing ends the call upstream at once."""
         admissions = self._admissions
-        async with admissions.place(priority=priority or call.priority, deadline_s=call.deadline_s) as visit:
+        async with admissions.place(
+            priority=priority or call.priority, deadline_s=call.deadline_s, queue_timeout_s=timeout_s
+        ) as visit:
             async with aclosing(self._engine.generate(request, deadline_s=call.deadline_s)) as pieces:
                 async for piece in pieces:
                     admissions.responded(visit)

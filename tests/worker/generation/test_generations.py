@@ -91,9 +91,11 @@ class Rig:
     generations: Generations
     statistics: CopyStatistics
 
-    async def text(self, prompt: str, *, priority: int = 0, deadline_s: float | None = None) -> str:
+    async def text(
+        self, prompt: str, *, priority: int = 0, deadline_s: float | None = None, timeout_s: float | None = None
+    ) -> str:
         call = CallContext(deadline_s=deadline_s)
-        pieces = self.generations.generate(TextRequest(prompt), call, priority=priority)
+        pieces = self.generations.generate(TextRequest(prompt), call, priority=priority, timeout_s=timeout_s)
         return "".join([piece.text async for piece in pieces])
 
     def let(self, steps: int) -> None:
@@ -196,12 +198,15 @@ async def test_one_that_leaves_while_its_prompt_is_read_takes_no_place(make: Cal
     assert rig.statistics.failures[Failure.CANCELED] == 1
 
 
-async def test_nobody_waits_longer_than_the_queue_allows(make: Callable[..., Rig]) -> None:
-    rig = make(slots=1, gated=True, default_queue=QueuePolicy(default_timeout_s=0.02))
+@pytest.mark.parametrize(("default_s", "asked_s"), [(0.02, None), (None, 0.02)], ids=["the queue", "the request itself"])
+async def test_nobody_waits_longer_than_allowed_by(
+    make: Callable[..., Rig], default_s: float | None, asked_s: float | None
+) -> None:
+    rig = make(slots=1, gated=True, default_queue=QueuePolicy(default_timeout_s=default_s))
     running = asyncio.ensure_future(rig.text("2"))
     await until(lambda: rig.engine.limits == [2])
     with pytest.raises(QueueTimeout, match="for a place in the batch"):
-        await rig.text("3")
+        await rig.text("3", timeout_s=asked_s)
     assert rig.generations.pending_requests == 0
     rig.let(2)
     assert await running == "1 2 "
