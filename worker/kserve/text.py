@@ -52,7 +52,10 @@ def text_request(spec: ModelSpec, request: TensorRequest) -> TextRequest:
         if name in _COUNTS and not 0 <= int(value) < 2**63:
             raise InvalidArgument(f"parameter {name!r} is {value}; it cannot be negative or exceed 63 bits")
     source = next((tensor.name for tensor in spec.inputs if tensor.datatype == "BYTES"), "")
-    text = bytes(request.inputs[source].reshape(-1)[0]).decode()
+    texts = request.inputs[source].reshape(-1)
+    if texts.size != 1:
+        raise InvalidArgument(f"input {source!r} holds {texts.size} texts; a request to model {spec.model!r} has one")
+    text = bytes(texts[0]).decode()
     stop = str(asked["stop"]) if "stop" in asked else ""
     templated = spec.task is Task.CHAT and asked.get("chat_template", True)
     return TextRequest(

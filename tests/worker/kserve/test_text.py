@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from inference import grpc_service_pb2
@@ -61,6 +62,16 @@ def test_nothing_asked() -> None:
 def test_what_cannot_be_asked(parameters: dict[str, float | str], sentence: str) -> None:
     with pytest.raises(InvalidArgument, match=sentence):
         text_request(SPEC, decoded(**parameters))
+
+
+@pytest.mark.parametrize("texts", [[], [b"a", b"b"]], ids=["none", "two"])
+def test_a_request_has_one_text(texts: list[bytes]) -> None:
+    spec = replace(SPEC, inputs=tuple(replace(tensor, shape=(-1,)) for tensor in SPEC.inputs))
+    request = grpc_service_pb2.ModelInferRequest(model_name="alphabet")
+    tensor = request.inputs.add(name="text_input", datatype="BYTES", shape=[len(texts)])
+    tensor.contents.bytes_contents.extend(texts)
+    with pytest.raises(InvalidArgument, match=f"holds {len(texts)} texts"):
+        text_request(spec, RequestCodec(spec, utf8_bytes=True).decode(request))
 
 
 def test_log_probabilities_are_told_as_openai_tells_them() -> None:
