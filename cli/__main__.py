@@ -34,7 +34,7 @@ def up(
     host: Annotated[str, typer.Option(help="address that HTTP and gRPC listen on")] = "127.0.0.1",
     etcd: Annotated[str, typer.Option(help="endpoints of an etcd that runs already, host:port,…")] = "",
     database: Annotated[str, typer.Option(help="database URL instead of SQLite in the data folder")] = "",
-    artifacts: Annotated[str, typer.Option(help="folder for model files instead of one in the data folder")] = "",
+    artifacts: Annotated[str, typer.Option(help="folder, or a URL such as s3://bucket/prefix, for model files")] = "",
     envoy: Annotated[bool, typer.Option(help="start Envoy")] = True,
     demo: Annotated[bool, typer.Option(help="publish and load the demo models")] = True,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error")] = "info",
@@ -177,11 +177,24 @@ def version() -> None:
 
 
 def _groups() -> None:
+    from cli.accounts_commands import tenants, users
+    from cli.audit_commands import audit
     from cli.keys_commands import app as keys
     from cli.models_commands import app as models
+    from cli.nodes_commands import app as nodes
+    from cli.nodes_commands import join
+    from cli.signers_commands import app as signers
+    from cli.storage_commands import app as storage
 
     app.add_typer(models, name="models")
+    app.add_typer(signers, name="signers")
     app.add_typer(keys, name="keys")
+    app.add_typer(users, name="users")
+    app.add_typer(tenants, name="tenants")
+    app.add_typer(nodes, name="nodes")
+    app.command()(join)
+    app.add_typer(storage, name="storage")
+    app.command()(audit)
 
 
 def _service(name: str) -> Callable[[Sequence[str]], int]:

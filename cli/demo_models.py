@@ -13,6 +13,7 @@ from penstock.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from cli.profile import Profile
 from cli.publish import place, publish_folder
 from runtime.identity import NodeIdentity
+from runtime.ids import EVERY_TENANT
 
 FOLDER = Path(__file__).with_name("demo")
 NAMES = ("digits", "sums")
@@ -25,7 +26,7 @@ async def publish_demos(profile: Profile, operator: NodeIdentity, copies: int, s
     async with profile.registry_channel() as registry, profile.scheduler_channel() as scheduler:
         fleet = scheduler_pb2_grpc.FleetServiceStub(scheduler)
         for name in NAMES:
-            published = await publish_folder(registry, operator.signing_key, FOLDER / name)
+            published = await publish_folder(registry, operator.signing_key, FOLDER / name, shared_with=(EVERY_TENANT,))
             known = await _placements(fleet)
             if not any(placement.model == name for placement in known.placements):
                 await place(scheduler, published, copies)

@@ -21,10 +21,11 @@ class NewKey:
     name: str
     tenant: str
     role: str
-    models: tuple[str, ...]
-    requests_per_s: float
-    burst: int
-    lifetime_s: int
+    models: tuple[str, ...] = ()
+    scopes: tuple[str, ...] = ()
+    requests_per_s: float = 0.0
+    burst: int = 0
+    lifetime_s: int = 0
 
 
 async def create_key(profile: Profile, wanted: NewKey) -> None:
@@ -42,12 +43,12 @@ async def create_key(profile: Profile, wanted: NewKey) -> None:
                 name=wanted.name,
                 role=wanted.role,
                 allowed_models=wanted.models,
+                scopes=wanted.scopes,
                 rate_limit=accounts_pb2.RateLimit(requests_per_s=wanted.requests_per_s, burst=wanted.burst),
                 lifetime_s=wanted.lifetime_s,
             )
         )
-    Console().print(Text(answer.secret, style="bold"), soft_wrap=True)
-    Console(stderr=True).print(f"key {answer.key.key_id}; this is the only time it is shown", style="dim")
+    _show_once(answer.secret, f"key {answer.key.key_id}; this is the only time it is shown")
 
 
 async def show_keys(profile: Profile, tenant: str) -> None:
@@ -55,19 +56,28 @@ async def show_keys(profile: Profile, tenant: str) -> None:
     async with profile.registry_channel() as registry:
         stub = accounts_pb2_grpc.AccountServiceStub(registry)
         keys = (await stub.ListKeys(accounts_pb2.ListKeysRequest(tenant=tenant))).keys
-    rows = table("key", "tenant", "name", "role", "models", "requests/s", "created", "state")
+    rows = table("key", "tenant", "name", "role", "scopes", "models", "requests/s", "created", "last used", "state")
+    now_ms = datetime.now(UTC).timestamp() * 1000
     for key in keys:
-        rows.add_row(
-            key.key_id,
-            key.tenant,
-            key.name,
-            key.role,
-            ", ".join(key.allowed_models) or "all",
-            f"{key.rate_limit.requests_per_s:g}" if key.rate_limit.requests_per_s else "no limit",
-            _day(key.created_at_ms),
-            _state(key),
-        )
+        limit = f"{key.rate_limit.requests_per_s:g}" if key.rate_limit.requests_per_s else "no limit"
+        models = ", ".join(key.allowed_models) or "all"
+        cells = (key.key_id, key.tenant, key.name, key.role, ", ".join(key.scopes), models, limit)
+        times = (shown_time(key.created_at_ms), shown_time(key.last_used_at_ms), key_state(key, now_ms))
+        rows.add_row(*map(Text, (*cells, *times)))  # as they are: a name is no markup
     console().print(rows if keys else "there are no keys")
+
+
+async def rotate_key(profile: Profile, key_id: str, overlap_s: int) -> None:
+    """Another key takes over; its secret is shown once."""
+    async with profile.registry_channel() as registry:
+        stub = accounts_pb2_grpc.AccountServiceStub(registry)
+        answer = await stub.RotateKey(accounts_pb2.RotateKeyRequest(key_id=key_id, overlap_s=overlap_s))
+    ends = (
+        f"key {answer.old_key.key_id} works until {shown_time(answer.old_key.expires_at_ms)} UTC"
+        if overlap_s
+        else "the old key ended"
+    )
+    _show_once(answer.secret, f"key {answer.key.key_id}; this is the only time it is shown; {ends}")
 
 
 async def revoke_key(profile: Profile, key_id: str) -> None:
@@ -75,17 +85,24 @@ async def revoke_key(profile: Profile, key_id: str) -> None:
     async with profile.registry_channel() as registry:
         stub = accounts_pb2_grpc.AccountServiceStub(registry)
         key = (await stub.RevokeKey(accounts_pb2.RevokeKeyRequest(key_id=key_id))).key
-    Console().print(f"revoked {key.key_id} ({key.name}) of tenant {key.tenant}")
+    Console().print(Text(f"revoked {key.key_id} ({key.name}) of tenant {key.tenant}"), soft_wrap=True)
 
 
-def _state(key: accounts_pb2.ApiKey) -> str:
+def key_state(key: accounts_pb2.ApiKey, now_ms: float) -> str:
+    """Whether it works, until when, and what took over."""
     if key.revoked_at_ms:
-        return f"revoked {_day(key.revoked_at_ms)}"
+        return f"revoked {shown_time(key.revoked_at_ms)}"
     if not key.expires_at_ms:
         return "live"
-    expired = key.expires_at_ms <= datetime.now(UTC).timestamp() * 1000
-    return f"{'expired' if expired else 'until'} {_day(key.expires_at_ms)}"
+    state = f"{'expired' if key.expires_at_ms <= now_ms else 'until'} {shown_time(key.expires_at_ms)}"
+    return f"{state}, rotated to {key.rotated_to}" if key.rotated_to else state
 
 
-def _day(at_ms: int) -> str:
-    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M}"
+def shown_time(at_ms: int) -> str:
+    """UTC; 0 is never."""
+    return f"{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d %H:%M}" if at_ms else "never"
+
+
+def _show_once(secret: str, remark: str) -> None:
+    Console().print(Text(secret, style="bold"), soft_wrap=True)
+    Console(stderr=True).print(Text(remark, style="dim"), soft_wrap=True)

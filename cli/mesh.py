@@ -40,7 +40,7 @@ class MeshOptions:
     database: str = ""
     """Of an existing PostgreSQL; empty: SQLite in the data folder."""
     artifacts: str = ""
-    """Folder for model files; empty: in the data folder."""
+    """Folder for model files, or a URL such as s3://bucket/prefix; empty: in the data folder."""
     envoy: bool = True
     log_level: str = "info"
 
@@ -53,6 +53,7 @@ class Mesh:
     profile: Profile
     key_file: Path
     operator: NodeIdentity
+    gateway: NodeIdentity
 
 
 def plan_mesh(options: MeshOptions) -> Mesh:
@@ -64,7 +65,7 @@ def plan_mesh(options: MeshOptions) -> Mesh:
         (data / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
     nodes = _enrol(data, options.workers)
     (data / "trusted-signers").write_text(f"{nodes['operator'].ed25519_public_key.hex()}  # operator\n")
-    etcd_client, etcd_peer, registry_port, scheduler_port, gateway_port = free_ports(5)
+    etcd_client, etcd_peer, registry_port, join_port, scheduler_port, gateway_port = free_ports(6)
     etcd = options.etcd or f"127.0.0.1:{etcd_client}"
     words = _Words(options, data, etcd)
     edge = {"http_host": options.host, "http_port": http_port, "envoy_identity_dir": data / "identities" / "envoy"}
@@ -75,11 +76,15 @@ def plan_mesh(options: MeshOptions) -> Mesh:
             "registry",
             port=registry_port,
             database=options.database or str(data / "registry" / "registry.db"),
-            objects_dir=options.artifacts or str(data / "registry" / "objects"),
+            objects=options.artifacts or str(data / "registry" / "objects"),
+            master_keys=str(data / "master.keys"),
             trusted_signers=str(data / "trusted-signers"),
+            authority_dir=str(data / "ca"),
+            public_host=options.host,
+            public_port=join_port,
             bootstrap_key_file=str(data / "admin.key"),
         ),
-        words.service("scheduler", port=scheduler_port),
+        words.service("scheduler", port=scheduler_port, registry_address=f"127.0.0.1:{registry_port}"),
         words.service(
             "gateway",
             port=gateway_port,
@@ -87,6 +92,7 @@ def plan_mesh(options: MeshOptions) -> Mesh:
             edge_port=grpc_port,
             registry_address=f"127.0.0.1:{registry_port}",
             scheduler_address=f"127.0.0.1:{scheduler_port}",
+            trusted_signers=str(data / "trusted-signers"),
             **edge,
         ),
     ]
@@ -111,7 +117,7 @@ def plan_mesh(options: MeshOptions) -> Mesh:
         operator_identity=str(data / "identities" / "operator"),
         region=options.region,
     )
-    return Mesh(tuple(specs), profile, data / "admin.key", nodes["operator"])
+    return Mesh(tuple(specs), profile, data / "admin.key", nodes["operator"], nodes["gateway"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,49 +1,119 @@
-"""What `penstock models …` does: publishes with progress, lists what is published and where it runs, places."""
+"""What `penstock models …` does: publishes with progress, says who may have a model, lists and places.
+
+Names for versions are `cli.aliases`'s, one model in full is `cli.show`'s.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc.aio
-from penstock.registry.v1 import models_pb2, models_pb2_grpc
+from penstock.registry.v1 import models_pb2, models_pb2_grpc, nodes_pb2, nodes_pb2_grpc
 from penstock.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 from penstock.worker.v1 import presence_pb2, worker_pb2
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.text import Text
 
+from cli.aliases import AliasWord, MoveOptions, move_alias
 from cli.profile import Profile
-from cli.publish import Published, place, publish_folder
+from cli.publish import OnProgress, Published, find_model, place, publish_folder
+from cli.signatures import check_before_push
 from cli.tables import console, table
-from runtime.errors import FailedPrecondition
+from runtime.errors import FailedPrecondition, InvalidArgument
 from runtime.identity import load_identity
+from runtime.ids import EVERY_TENANT
+from worker.threads import in_thread
 
 _POLL_S = 0.1
 
 
-async def push_folder(profile: Profile, folder: Path, version: str, copies: int, *, wait: bool) -> None:
-    """Publish a folder and ask for copies of it."""
+@dataclass(frozen=True, slots=True)
+class PushOptions:
+    """What is to become of a folder."""
+
+    version: str = ""
+    tenant: str = ""
+    shared_with: tuple[str, ...] = ()
+    copies: int = 0
+    alias: AliasWord | None = None
+    """What the version is to be called once it is there."""
+    move: MoveOptions = field(default_factory=MoveOptions)
+    bundle_key: Path | None = None
+    """Of the OpenSSF bundle that the folder brings along."""
+
+
+async def push_folder(profile: Profile, folder: Path, options: PushOptions) -> None:
+    """Publish a folder, ask for copies of it, and point an alias at it."""
     terminal = console()
+    await in_thread(check_before_push, folder, options.bundle_key)
     key = load_identity(Path(profile.operator_identity)).signing_key
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=terminal, transient=True) as progress:
+    with progress_of_files() as on_progress:
+        async with profile.registry_channel() as registry:
+            published = await publish_folder(
+                registry,
+                key,
+                folder,
+                options.version,
+                on_progress,
+                tenant=options.tenant,
+                shared_with=options.shared_with,
+            )
+            if options.shared_with and not published.new_model:
+                await share(registry, published.model, options.shared_with)
+    what = "published" if published.new else "unchanged, already published as"
+    name = Text.assemble((published.model, "bold"), " version ", (published.version, "bold"))
+    terminal.print(Text(f"{what} "), name, Text(f" sha256 {published.digest[:16]}…"), sep="")
+    if options.copies:
+        async with profile.registry_channel() as registry, profile.scheduler_channel() as scheduler:
+            await _place(registry, scheduler, published, options.copies, wait=options.move.wait)
+    if options.alias is not None:
+        await move_alias(profile, published.model, options.alias, published.version, options.move)
+
+
+@contextmanager
+def progress_of_files() -> Iterator[OnProgress]:
+    """A bar for each file that is hashed or sent; gone when all is done."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console(), transient=True) as progress:
         tasks: dict[str, TaskID] = {}
 
-        def on_progress(path: str, done_bytes: int, total_bytes: int) -> None:
-            if path not in tasks:
-                tasks[path] = progress.add_task(path, total=total_bytes)
-            progress.update(tasks[path], completed=done_bytes)
+        def on_progress(what: str, done_bytes: int, total_bytes: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total_bytes)
+            progress.update(tasks[what], completed=done_bytes)
+            if done_bytes >= total_bytes:
+                progress.update(tasks[what], visible=False)  # of a thousand files those under way are seen
 
-        async with profile.registry_channel() as registry:
-            published = await publish_folder(registry, key, folder, version, on_progress)
-    what = "published" if published.new else "unchanged, already published as"
-    terminal.print(f"{what} [bold]{published.model}[/] version [bold]{published.version}[/]  sha256 {published.digest[:16]}…")
-    if copies:
-        async with profile.scheduler_channel() as scheduler:
-            await place(scheduler, published, copies)
-            if wait:
-                await _follow(scheduler, published, copies)
+        yield on_progress
+
+
+async def share(registry: grpc.aio.Channel, model: str, shared_with: Sequence[str]) -> models_pb2.Model:
+    request = models_pb2.ShareModelRequest(model=model, shared_with=shared_with)
+    return (await models_pb2_grpc.ModelServiceStub(registry).ShareModel(request)).model
+
+
+async def share_model(profile: Profile, model: str, shared_with: Sequence[str], *, private: bool) -> None:
+    """Say who beside its owner may call a model. Raises InvalidArgument where it is not said."""
+    if private is bool(shared_with):
+        raise InvalidArgument("say who may use it: --with TENANT (repeatable), --with '*' for every tenant, or --private")
+    async with profile.registry_channel() as registry:
+        shared = await share(registry, model, shared_with)
+    others = "every tenant" if EVERY_TENANT in shared.shared_with else ", ".join(shared.shared_with) or "nobody"
+    console().print(Text(f"{shared.model} belongs to tenant {shared.tenant} and is shared with {others}"))
+
+
+async def withdraw_version(profile: Profile, model: str, version: str, reason: str) -> None:
+    """Nobody serves or loads it from now on."""
+    async with profile.registry_channel() as registry:
+        request = models_pb2.WithdrawVersionRequest(model=model, version=version, reason=reason)
+        withdrawn = (await models_pb2_grpc.ModelServiceStub(registry).WithdrawVersion(request)).version
+    console().print(Text(f"withdrew {model} version {withdrawn.version}: {withdrawn.withdrawn_because}"))
 
 
 async def load_model(profile: Profile, model: str, version: str, copies: int, *, wait: bool) -> None:
@@ -52,12 +122,31 @@ async def load_model(profile: Profile, model: str, version: str, copies: int, *,
         request = models_pb2.GetVersionRequest(model=model, version=version)
         found = (await models_pb2_grpc.ModelServiceStub(registry).GetVersion(request)).version
         published = Published(model, found.version, found.digest, new=False)
-        await place(scheduler, published, copies)
-        if wait:
-            await _follow(scheduler, published, copies)
+        await _place(registry, scheduler, published, copies, wait=wait)
 
 
-async def _follow(scheduler: grpc.aio.Channel, published: Published, copies: int) -> None:
+async def _place(
+    registry: grpc.aio.Channel, scheduler: grpc.aio.Channel, published: Published, copies: int, *, wait: bool
+) -> None:
+    region = await place(scheduler, published, copies)
+    if wait:
+        others = await others_workers(registry, published.model) if copies else frozenset()
+        await _follow(scheduler, published, copies, lambda worker: worker.region == region and worker.worker_id not in others)
+
+
+async def others_workers(registry: grpc.aio.Channel, model: str) -> frozenset[str]:
+    """Workers that joined for tenants of whom none may call the model: they get no copy of it."""
+    known = await find_model(models_pb2_grpc.ModelServiceStub(registry), model)
+    callers = {known.tenant, *known.shared_with} if known is not None else set()
+    if EVERY_TENANT in callers:
+        return frozenset()
+    nodes = (await nodes_pb2_grpc.NodeServiceStub(registry).ListNodes(nodes_pb2.ListNodesRequest())).nodes
+    return frozenset(node.node_id for node in nodes if node.tenants and not callers & set(node.tenants))
+
+
+async def _follow(
+    scheduler: grpc.aio.Channel, published: Published, copies: int, may_have: Callable[[presence_pb2.Presence], bool]
+) -> None:
     """Show the copies as they get ready, or go. Raises FailedPrecondition where one failed and none is still under way."""
     fleet = scheduler_pb2_grpc.FleetServiceStub(scheduler)
     name = f"{published.model} version {published.version}"
@@ -66,12 +155,15 @@ async def _follow(scheduler: grpc.aio.Channel, published: Published, copies: int
     ) as bar:
         task = bar.add_task(f"{'loading' if copies else 'unloading'} {name}", total=None)
         while True:
-            workers = list((await fleet.ListWorkers(scheduler_pb2.ListWorkersRequest())).workers)
+            everybody = (await fleet.ListWorkers(scheduler_pb2.ListWorkersRequest())).workers
+            workers = [worker for worker in everybody if may_have(worker)]
             held = [copy for worker in workers for copy in worker.models if copy.digest == published.digest]
             ready = sum(copy.state == worker_pb2.MODEL_STATE_READY for copy in held)
             failed = [copy for copy in held if copy.state == worker_pb2.MODEL_STATE_FAILED]
             wanted = min(copies, len(workers))
             bar.update(task, total=wanted or None, completed=ready)
+            if copies and everybody and not workers:
+                raise FailedPrecondition(f"no worker may load {name}: all {len(everybody)} are for other tenants or regions")
             if copies and failed and ready + len(failed) >= wanted:
                 raise FailedPrecondition(f"{name} did not load on {len(failed)} of {wanted} workers: {failed[0].reason}")
             if workers and ready == wanted and len(held) == wanted:
@@ -80,27 +172,41 @@ async def _follow(scheduler: grpc.aio.Channel, published: Published, copies: int
     console().print(f"{name}: {ready} of {wanted} copies are ready" if copies else f"{name} is unloaded")
 
 
-async def show_models(profile: Profile) -> None:
-    """A row per version, with the states of its copies."""
+async def show_models(profile: Profile, tenant: str = "") -> None:
+    """A row per version, with its aliases and the states of its copies."""
     async with profile.registry_channel() as registry, profile.scheduler_channel() as scheduler:
-        models = (await models_pb2_grpc.ModelServiceStub(registry).ListModels(models_pb2.ListModelsRequest())).models
+        request = models_pb2.ListModelsRequest(tenant=tenant)
+        models = (await models_pb2_grpc.ModelServiceStub(registry).ListModels(request)).models
         fleet = scheduler_pb2_grpc.FleetServiceStub(scheduler)
         workers = (await fleet.ListWorkers(scheduler_pb2.ListWorkersRequest())).workers
-    rows = table("model", "version", "engine", "task", "size", "published", "signer", "copies")
+    rows = table("model", "tenant", "version", "aliases", "engine", "task", "size", "published", "signer", "copies")
     for model in models:
         for version in reversed(model.versions):
             published = datetime.fromtimestamp(version.published_at_ms / 1000, UTC)
             rows.add_row(
                 model.model,
+                model.tenant,
                 version.version,
+                Text("withdrawn", style="red") if version.withdrawn_at_ms else alias_words(model, version.version),
                 version.engine,
                 version.task,
                 decimal(version.size_bytes),
                 f"{published:%Y-%m-%d %H:%M} UTC",
                 version.signer_id,
-                copy_states(list(workers), version.digest),
+                Text(copy_states(list(workers), version.digest)),
             )
     console().print(rows if models else "nothing is published yet; `penstock models push FOLDER`")
+
+
+def alias_words(model: models_pb2.Model, version: str) -> str:
+    """The aliases that mean this version, with their weights, and those that are on their way to it."""
+    words = [
+        f"{alias.alias} {alias.weight} %" if alias.weight else alias.alias
+        for alias in model.aliases
+        if alias.version == version
+    ]
+    words += [f"({alias.alias}: warming)" for alias in model.aliases if alias.pending.version == version]
+    return ", ".join(words)
 
 
 def copy_states(workers: list[presence_pb2.Presence], digest: str) -> str:

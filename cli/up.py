@@ -16,15 +16,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from penstock.registry.v1 import models_pb2, models_pb2_grpc
 from rich.console import Console
 
 from cli.child import Child
 from cli.demo_models import publish_demos, wait_until_ready
 from cli.mesh import Mesh, MeshOptions, plan_mesh
 from cli.profile import Profile
+from cli.signers import NewSigner, endorse
 from cli.supervision import stop_waves
 from cli.welcome import ChildBoard, welcome
 from runtime.errors import Code, PenstockError
+from runtime.identity import NodeIdentity
+from runtime.ids import DEFAULT_TENANT
 
 _START_TIMEOUT_S = 60.0
 _HOUSEKEEPING_S = 10.0
@@ -65,6 +69,7 @@ async def _start(mesh: Mesh, children: list[Child], options: MeshOptions, board:
             await asyncio.gather(*(by_name[name].ready.wait() for name in ("registry", "scheduler", "gateway")))
             profile = replace(mesh.profile, api_key=mesh.key_file.read_text().strip())
             profile.write(options.data)
+            await let_gateway_sign(profile, mesh.gateway)
             if demo:
                 await publish_demos(profile, mesh.operator, copies=options.workers, say=board.say)
             await asyncio.gather(*(child.ready.wait() for child in children))
@@ -76,6 +81,15 @@ async def _start(mesh: Mesh, children: list[Child], options: MeshOptions, board:
             f"not ready after {_START_TIMEOUT_S:.0f} s: {late}; the logs are in {options.data / 'logs'}"
         ) from None
     return profile
+
+
+async def let_gateway_sign(profile: Profile, gateway: NodeIdentity) -> None:
+    """Of the first tenant's models: what RepositoryModelLoad brings with it is a version that the gateway signs."""
+    async with profile.registry_channel() as registry:
+        request = models_pb2.ListSignersRequest(tenant=DEFAULT_TENANT)
+        known = (await models_pb2_grpc.ModelServiceStub(registry).ListSigners(request)).signers
+    if not any(signer.signer_id == gateway.node_id for signer in known):
+        await endorse(profile, NewSigner("gateway", gateway.ed25519_public_key, DEFAULT_TENANT, ("*",), days=0))
 
 
 async def _until(stop: asyncio.Event, starting: Coroutine[Any, Any, Profile]) -> Profile | None:

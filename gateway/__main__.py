@@ -25,12 +25,13 @@ from gateway.xds.servicer import DiscoveryServicer
 from runtime.config import read_settings
 from runtime.identity import load_identity
 from runtime.process import announce, run_service, started
+from runtime.renewal import renewing
 from runtime.serving import Listen, Register, ServerLimits, serving
 from runtime.telemetry import configure_logging, configure_tracing, start_metrics_endpoint
 
 
 async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set. Raises a PenstockError where it cannot start; registry and scheduler may come later."""
+    """Serve until `stop` is set. Raises a PenstockError where it cannot start; registry, scheduler and etcd may come later."""
     configure_logging("gateway", level=settings.log_level)
     interceptors = configure_tracing("gateway", settings.otlp_endpoint)
     identity, metrics = load_identity(settings.identity_dir), GatewayMetrics(prometheus_client.REGISTRY)
@@ -43,17 +44,19 @@ async def serve(settings: GatewaySettings, stop: asyncio.Event) -> None:
         holder = SnapshotHolder()
         registers, services = _registers(settings, mesh, DiscoveryServicer(holder, identifier=identity.node_id))
         server = serving(
-            listens, registers, services, interceptors=interceptors, limits=limits, drain_grace_s=settings.drain_grace_s
+            listens,
+            registers,
+            services,
+            interceptors=interceptors,
+            limits=limits,
+            drain_grace_s=settings.drain_grace_s,
+            revocations=mesh.board.revocations,
         )
-        async with server as running:
+        async with server as running, renewing(identity, settings.registry_address):
             publish_edge(holder, settings, port := running.ports[1])
-            metrics_port = (
-                None if settings.metrics_port is None else start_metrics_endpoint(settings.host, settings.metrics_port)
-            )
-            structlog.get_logger("penstock.gateway").info(
-                "serving", port=port, edge_port=running.ports[0], metrics_port=metrics_port
-            )
-            announce(settings.ready_file, port=port, edge_port=running.ports[0], metrics_port=metrics_port)
+            bound = None if settings.metrics_port is None else start_metrics_endpoint(settings.host, settings.metrics_port)
+            structlog.get_logger("penstock.gateway").info("serving", port=port, edge_port=running.ports[0], metrics_port=bound)
+            announce(settings.ready_file, port=port, edge_port=running.ports[0], metrics_port=bound)
             await stop.wait()
 
 

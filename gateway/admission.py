@@ -27,8 +27,12 @@ class ModelNotAllowed(PenstockError, code=Code.PERMISSION_DENIED, reason="MODEL_
     """The key is not for this model."""
 
 
+class InferRequired(PenstockError, code=Code.PERMISSION_DENIED, reason="INFER_SCOPE_REQUIRED"):
+    """The key may look, and not call."""
+
+
 class AdminRequired(PenstockError, code=Code.PERMISSION_DENIED, reason="ADMIN_KEY_REQUIRED"):
-    """Only an admin key may change what is loaded."""
+    """Only a key with the right to load may change what is loaded."""
 
 
 class RateLimited(PenstockError, code=Code.RESOURCE_EXHAUSTED, reason="RATE_LIMITED"):
@@ -42,6 +46,8 @@ class KeyFacts:
     key_id: KeyId
     tenant: TenantId
     admin: bool = False
+    """May load and unload models."""
+    may_infer: bool = True
     allowed_models: frozenset[str] = frozenset()
     """Empty: every model."""
     requests_per_s: float = 0.0
@@ -59,11 +65,18 @@ class KeyFacts:
             allowed = ", ".join(sorted(self.allowed_models)[:8])
             raise ModelNotAllowed(f"this key is not for model {model[:80]!r}; it is for: {allowed}")
 
+    def authorise_call(self, model: str) -> None:
+        """Raises ModelNotAllowed, InferRequired."""
+        if not self.may_infer:
+            raise InferRequired("this key may look but not call models: it lacks the right 'infer'; use another key")
+        self.authorise(model)
+
     def require_admin(self, doing: str) -> None:
         """Raises AdminRequired."""
         if not self.admin:
             raise AdminRequired(
-                f"{doing} needs an admin key, this is a caller's; `penstock keys create --role admin` makes one"
+                f"{doing} needs the right 'models:load', which this key does not have; "
+                "`penstock keys create --role publisher` makes one that has"
             )
 
 

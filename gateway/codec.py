@@ -22,6 +22,15 @@ _STATES: dict[int, CopyState] = {
 }
 
 
+_INFER, _LOAD = "infer", "models:load"
+_SCOPES: dict[str, frozenset[str]] = {
+    "owner": frozenset({_INFER, _LOAD}),
+    "publisher": frozenset({_INFER, _LOAD}),
+    "caller": frozenset({_INFER}),
+}
+"""What a role may do here, where a key names no scopes. One that names some has those of its role, or fewer."""
+
+
 def news_of(message: scheduler_pb2.WatchFleetResponse, region: Region) -> FleetNews:
     """What concerns this region: workers come filtered, wishes come for all."""
     placements = None
@@ -72,10 +81,12 @@ def place_request(placement: Placement) -> scheduler_pb2.PlaceModelRequest:
 
 
 def key_facts_of(message: accounts_pb2.ApiKey) -> KeyFacts:
+    scopes = frozenset(message.scopes) or _SCOPES.get(message.role, frozenset())
     return KeyFacts(
         KeyId(message.key_id),
         TenantId(message.tenant),
-        message.role == "admin",
+        _LOAD in scopes,
+        _INFER in scopes,
         frozenset(message.allowed_models),
         message.rate_limit.requests_per_s,
         message.rate_limit.burst,

@@ -31,6 +31,10 @@ class GatewaySettings(ServiceSettings):
     edge_key: Path | None = Field(default=None, description="PEM key of that certificate")
     scheduler_address: str = Field(description="host:port of the scheduler")
     registry_address: str = Field(description="host:port of the registry")
+    trusted_signers: Path | None = Field(
+        default=None,
+        description="file of hex Ed25519 public keys whose models are believed; none: a load with 'config' alone is refused",
+    )
     auth: Auth = Field(default=Auth.REQUIRED, description="required: applications show an API key; off: everybody may all")
     strategy: Strategy = Field(default=Strategy.AFFINITY, description="how workers are chosen")
     cold_wait_s: float = Field(default=10.0, ge=0, description="how long a request waits for a copy that is being loaded")
@@ -43,4 +47,10 @@ class GatewaySettings(ServiceSettings):
     streams_per_worker: int = Field(default=1, ge=1, le=8, description="Execute streams to each worker")
     http_host: str = Field(default="127.0.0.1", description="IP address on which Envoy listens for applications")
     http_port: Port | None = Field(default=None, description="port on which Envoy listens; none: Envoy is told nothing")
+    registry_endpoints: str = Field(
+        default="", description="ip:port,… of the registry's replicas, for Envoy; default: registry_address, where it is one"
+    )
+    registry_front_port: Port | None = Field(
+        default=None, description="port on which Envoy offers the registry to nodes (mTLS); none: not at all"
+    )
     envoy_identity_dir: Path | None = Field(default=None, description="folder with Envoy's keys, as Envoy sees it")

@@ -2,15 +2,17 @@
 
 Follows the scheduler's WatchFleet; while nobody answers there, the last view stays and warm traffic goes on. A link lives as
 long as its worker is in the view and a little longer: calls that a leaving worker still finishes are let finish, those that
-outlast this are failed, so that they are sent elsewhere. Owns view, routing state and links. Never chooses a worker.
+outlast this are failed, so that they are sent elsewhere. Copies of withdrawn versions and revoked nodes are not in the view,
+from the moment in which the registry's notice is heard. Owns view, routing state and links. Never chooses a worker.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
@@ -24,7 +26,8 @@ from placement.view import FleetView
 from runtime.backoff import DEFAULT_BACKOFF
 from runtime.clock import Clock
 from runtime.errors import PenstockError
-from runtime.ids import ModelName, ModelVersion, WorkerId
+from runtime.ids import ModelName, ModelVersion, NodeId, WorkerId
+from runtime.notices import NoticeBoard
 
 LINGER_S = 5.0
 """How long the open calls of a worker that left may go on."""
@@ -78,8 +81,14 @@ class Link(Protocol):
 class Fleet:
     """Belongs to one event loop. `run` follows the source until cancelled, and closes every link then."""
 
-    def __init__(self, source: FleetSource, open_link: Callable[[Worker], Link], clock: Clock) -> None:
+    def __init__(
+        self, source: FleetSource, open_link: Callable[[Worker], Link], clock: Clock, board: NoticeBoard | None = None
+    ) -> None:
+        """Without a board every copy and every node is taken as it is told."""
         self._source, self._open_link, self._clock = source, open_link, clock
+        self._board = board or NoticeBoard()
+        self._board.on_model.append(self._hear_model)
+        self._board.revocations.listeners.append(self._hear_revoked)
         self.view = FleetView()
         self.state = RoutingState(self.view)
         self.links: dict[WorkerId, Link] = {}
@@ -98,9 +107,12 @@ class Fleet:
 
     def placed(self, model: str, version: str = "") -> bool:
         """Whether somebody wants copies of this model (of this version; empty: of any)."""
-        return any(
-            wish.copies > 0 and wish.model == model and version in ("", wish.version) for wish in self.placements.values()
-        )
+        return any(wish.model == model and version in ("", wish.version) for wish in self.wanted())
+
+    def wanted(self) -> Iterator[Placement]:
+        """What is to be loaded, of what may be served."""
+        wishes = self.placements.values()
+        return (wish for wish in wishes if wish.copies > 0 and not self._board.is_withdrawn(wish.model, wish.digest))
 
     def copies(self, model: str, version: str = "") -> tuple[tuple[Worker, Copy], ...]:
         """Copies of a model in any state (of this version; empty: of all)."""
@@ -133,12 +145,32 @@ class Fleet:
 
     def apply(self, news: FleetNews) -> None:
         """Take over what the scheduler says. Links follow the view."""
-        known = self.view
-        self.view = known.replaced_by(news.workers) if news.snapshot else known.with_changes(news.workers, news.removed)
-        self.state.adopt(self.view)
+        known, revoked = self.view, self._board.revocations
+        workers = [self._served(worker) for worker in news.workers if worker.worker_id not in revoked]
         if news.placements is not None:
             self.placements = {(wish.model, wish.version): wish for wish in news.placements}
         self.synced, self.stale = True, news.stale
+        self._show(known.replaced_by(workers) if news.snapshot else known.with_changes(workers, news.removed))
+
+    def _hear_model(self, model: ModelName) -> None:
+        """Copies that were withdrawn are gone from the view, whatever their workers still do."""
+        notice, index = self._board.model(model), self.view.models.get(model)
+        if index is None or notice is None or not notice.withdrawn:
+            return
+        self._show(self.view.with_changes([self._served(self.view.workers[holder]) for holder in index.holders]))
+
+    def _hear_revoked(self, node_id: NodeId) -> None:
+        worker_id = WorkerId(node_id)
+        if worker_id in self.view.workers:
+            self._show(self.view.without_worker(worker_id))
+
+    def _served(self, worker: Worker) -> Worker:
+        kept = tuple(copy for copy in worker.copies if not self._board.is_withdrawn(copy.model, copy.digest))
+        return worker if len(kept) == len(worker.copies) else replace(worker, copies=kept)
+
+    def _show(self, view: FleetView) -> None:
+        self.view = view
+        self.state.adopt(view)
         self._relink()
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
@@ -157,9 +189,9 @@ class Fleet:
                 link.start()
 
     async def _let_go(self, worker_id: WorkerId, link: Link) -> None:
-        end_s = self._clock.monotonic_s() + LINGER_S
+        end_s, revoked = self._clock.monotonic_s() + LINGER_S, self._board.revocations
         try:
-            while link.in_flight and self._clock.monotonic_s() < end_s:
+            while link.in_flight and self._clock.monotonic_s() < end_s and worker_id not in revoked:
                 await self._clock.sleep(_LINGER_STEP_S)
             if link.in_flight:
                 _log.warning("orphans_cancelled", worker_id=worker_id, calls=link.in_flight)

@@ -1,25 +1,22 @@
-"""API keys in memory: asked of the registry on a miss, forgotten when it says that they changed.
+"""API keys in memory: asked of the registry on a miss, forgotten when a notice says that they changed.
 
 A key that is known keeps working while the registry is away, until it expires by itself; one that is not known cannot be let in
-then. Only hashes are kept. Owns the cache and its look-ups: one at a time for each key, a bounded number for all. What a watch
-missed while it was down is made up for when it stands again: every key is asked for anew at its next use.
+then. Only hashes are kept. Owns the cache and its look-ups: one at a time for each key, a bounded number for all. Notices that
+may have been missed while etcd was away are made up for: every key is asked for anew at its next use.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import structlog
 
 from gateway.admission import KeyFacts, KeyRefused, RateLimited, TokenBucket
-from runtime.backoff import DEFAULT_BACKOFF
 from runtime.clock import Clock
 from runtime.errors import Code, NotFound, PenstockError
 from runtime.ids import KeyId
@@ -37,10 +34,6 @@ class KeyDirectory(Protocol):
 
     async def resolve(self, secret_sha256: bytes) -> KeyFacts:
         """Raises NotFound where there is no live key with this hash, Unavailable and the like where nobody can tell."""
-        ...
-
-    def watch(self) -> AsyncGenerator[Sequence[KeyId], None]:
-        """Ids of keys that changed. The first item says only that the watch stands."""
         ...
 
 
@@ -74,11 +67,13 @@ class KnownKey:
 
 
 class Keys:
-    """Belongs to one event loop. `run` follows changes until cancelled; `close` ends look-ups that are under way."""
+    """Belongs to one event loop; `close` ends look-ups that are under way."""
 
     def __init__(self, directory: KeyDirectory, clock: Clock, limits: KeyLimits | None = None) -> None:
         self._directory, self._clock, self._limits = directory, clock, limits or KeyLimits()
         self._known: OrderedDict[bytes, KnownKey] = OrderedDict()
+        self._digests: dict[KeyId, bytes] = {}
+        """Of known keys; may name some that are known no more."""
         self._refused: OrderedDict[bytes, float] = OrderedDict()
         self._lookups: dict[bytes, asyncio.Task[KnownKey]] = {}
         self._changes = 0
@@ -100,37 +95,20 @@ class Keys:
         self._known.move_to_end(digest)
         return known
 
-    async def run(self) -> None:
-        """Follow the directory's changes, whatever becomes of the connection."""
-        failures, rng = 0, random.Random()  # noqa: S311 (spreads reconnects)
-        while True:
-            try:
-                async with aclosing(self._directory.watch()) as changes:
-                    await anext(changes)
-                    failures = 0
-                    self._doubt_all()
-                    async for key_ids in changes:
-                        self.forget(key_ids)
-            except (PenstockError, StopAsyncIteration) as error:
-                failures += 1
-                if failures == 1:
-                    _log.warning("key_watch_lost", why=str(error) or "the registry ended it")
-            await self._clock.sleep(DEFAULT_BACKOFF.delay_s(max(failures, 1), rng))
-
     def forget(self, key_ids: Sequence[KeyId]) -> None:
         """These changed: the next to use one has to ask."""
         self._changes += 1
         self._refused.clear()
-        gone = set(key_ids)
-        for digest in [digest for digest, known in self._known.items() if known.facts.key_id in gone]:
-            del self._known[digest]
+        for key_id in key_ids:
+            self._known.pop(self._digests.pop(key_id, b""), None)
 
     async def close(self) -> None:
         for task in self._lookups.values():
             task.cancel()
         await asyncio.gather(*self._lookups.values(), return_exceptions=True)
 
-    def _doubt_all(self) -> None:
+    def doubt_all(self) -> None:
+        """Changes may have been missed: each key is asked for before it is used again, if anybody answers."""
         self._changes += 1
         self._refused.clear()
         for known in self._known.values():
@@ -168,6 +146,9 @@ class Keys:
         if changes != self._changes:  # a change passed this answer on the way: it may be the older one
             found.fresh_until_s, found.doubted = 0.0, True
         _remember(self._known, digest, found, self._limits.known)
+        self._digests[facts.key_id] = digest
+        if len(self._digests) > 2 * self._limits.known:
+            self._digests = {known.facts.key_id: each for each, known in self._known.items()}
         return found
 
     def _unanswered(self, digest: bytes, error: PenstockError) -> KnownKey:

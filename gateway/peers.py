@@ -5,7 +5,7 @@ Owns nothing but the calls; channels belong to whoever opened them. Foreign erro
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -19,7 +19,7 @@ from gateway import codec
 from gateway.admission import KeyFacts
 from gateway.types import FleetNews, PublishedVersion
 from placement.assign import Placement
-from runtime.ids import KeyId, ModelName, ModelVersion, Region
+from runtime.ids import ModelName, ModelVersion, Region
 from runtime.status import error_of
 
 ANSWER_TIMEOUT_S = 5.0
@@ -38,24 +38,19 @@ class RegistryClient:
         answer: accounts_pb2.ResolveKeyResponse = await _answer(self._accounts.ResolveKey(request, timeout=ANSWER_TIMEOUT_S))
         return codec.key_facts_of(answer.key)
 
-    async def watch(self) -> AsyncGenerator[Sequence[KeyId], None]:
-        call = self._accounts.WatchKeys(accounts_pb2.WatchKeysRequest())
-        try:
-            async for message in call:
-                yield [KeyId(key_id) for key_id in message.key_ids]
-        except grpc.aio.AioRpcError as failure:
-            raise error_of(failure) from failure
-        finally:
-            call.cancel()
-
     async def published(self) -> tuple[PublishedVersion, ...]:
-        """Every version, by model and from the oldest."""
+        """Every version that may be served, by model and from the oldest."""
         request = models_pb2.ListModelsRequest()
         answer: models_pb2.ListModelsResponse = await _answer(self._models.ListModels(request, timeout=ANSWER_TIMEOUT_S))
-        return tuple(codec.version_of(model.model, version) for model in answer.models for version in model.versions)
+        return tuple(
+            codec.version_of(model.model, version)
+            for model in answer.models
+            for version in model.versions
+            if not version.withdrawn_at_ms
+        )
 
     async def version(self, model: ModelName, version: ModelVersion) -> PublishedVersion:
-        """One version; an empty one is the newest. Raises NotFound."""
+        """One version: a number, an alias, or, empty, what unversioned requests mostly get. Raises NotFound."""
         request = models_pb2.GetVersionRequest(model=model, version=version)
         answer: models_pb2.GetVersionResponse = await _answer(self._models.GetVersion(request, timeout=ANSWER_TIMEOUT_S))
         return codec.version_of(model, answer.version)

@@ -8,7 +8,7 @@ change. Owns reservations from grant to release. Never parses a payload, never d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -17,10 +17,11 @@ from gateway.fleet import Fleet, Link
 from gateway.links.types import CallContext, LinkLost, Method
 from gateway.metrics import GatewayMetrics
 from gateway.retries import RetryBudget
+from gateway.versions import gone
 from placement.policy import choose
 from placement.types import CopyState, Granted, Outcome, Refusal, Refused, Request, Strategy
-from runtime.errors import Code, DeadlineExceeded, PenstockError, UpstreamBusy, UpstreamUnavailable
-from runtime.ids import WorkerId
+from runtime.errors import Code, DeadlineExceeded, PenstockError, UpstreamBusy, UpstreamUnavailable, VersionWithdrawn
+from runtime.ids import ModelVersion, WorkerId
 
 MAX_ATTEMPTS = 3
 _FAILED_WAIT_S = 1.0
@@ -99,13 +100,25 @@ class Router:
             finally:
                 self._release(granted, link, outcome, latency_ms)
 
-    async def stream(self, method: Method, request: Request, payload: bytes, call: CallContext) -> AsyncGenerator[bytes, None]:
-        """The answers, one by one; close it when leaving early. Raises like `infer`; after the first answer no retry."""
+    async def stream(
+        self,
+        method: Method,
+        request: Request,
+        payload: bytes,
+        call: CallContext,
+        on_granted: Callable[[ModelVersion], None] | None = None,
+    ) -> AsyncGenerator[bytes, None]:
+        """The answers, one by one; close it when leaving early. Raises like `infer`; after the first answer no retry.
+
+        `on_granted` is told which version is asked, each time a worker is.
+        """
         journey, loop, state = _Journey(request, call), self._loop, self._fleet.state
         self._budget.note_request(loop.time())
         while True:
             granted = self._grant(journey.request) or await self._grant_in_time(journey)
             self._count_retry(journey)
+            if on_granted is not None:
+                on_granted(granted.version)
             link, started_s, latency_ms, outcome = self._fleet.links[granted.worker_id], perf_counter(), None, Outcome.UNKNOWN
             state.reserve(granted)
             try:
@@ -209,6 +222,8 @@ class Router:
 
     def _elsewhere(self, journey: _Journey, granted: Granted, error: PenstockError) -> _Journey:
         """The journey on to another worker. Raises the error where there must not be one."""
+        if isinstance(error, VersionWithdrawn):  # its worker heard of it first
+            raise gone(journey.request.model, granted.version) from error
         if not _may_retry(error):
             raise error
         journey.failed_on.add(granted.worker_id)

@@ -4,7 +4,7 @@ Pure and level-triggered: wishes, workers and what is assigned now go in, what s
 its own result it changes nothing. It moves as little as it can: who holds a copy keeps it while the wish lasts, a missing
 copy goes to the worker with the fewest, and nobody is relieved merely because another would be a little better. A worker
 whose copy FAILED keeps its assignment, so that it does not try again and again, and another worker stands in for it; when the
-wish's generation grows, all may try again.
+wish's generation grows, all may try again. A worker of some tenants alone is given nothing that none of them may call.
 
 Never decides how many copies there should be, and knows nothing of memory yet: a worker says how much it has, not how much a
 model takes.
@@ -49,6 +49,7 @@ class Shortage(enum.Enum):
     """Why there are fewer copies than wished."""
 
     NO_WORKERS = "no worker is in the region"
+    OTHERS_WORKERS = "every worker in the region is for other tenants"
     TOO_FEW_WORKERS = "every worker in the region holds one"
     FAILED = "workers failed to load it; wish for it again to have them retry"
 
@@ -69,6 +70,8 @@ class Plan:
 
 
 Assignments = Mapping[WorkerId, Collection[AssignedModel]]
+Callers = Mapping[ModelName, frozenset[str]]
+"""Tenants that may call each model, its owner among them. One that is not in here is given to any worker: it looks itself."""
 
 _WORTH_KEEPING = {
     CopyState.READY: 0,
@@ -82,10 +85,12 @@ _NO_COPY = 2
 """As UNAVAILABLE: it was told to, and has not begun."""
 
 
-def assign(placements: Iterable[Placement], workers: Iterable[Worker], current: Assignments) -> Plan:
+def assign(
+    placements: Iterable[Placement], workers: Iterable[Worker], current: Assignments, callers: Callers | None = None
+) -> Plan:
     """Who should hold what. The order of what goes in makes no difference to what comes out."""
     fleet = {worker.worker_id: worker for worker in workers}
-    board = _Board(fleet, current)
+    board = _Board(fleet, current, callers or {})
     wishes = sorted(placements, key=lambda wish: (wish.region, wish.model, version_number(wish.version)))
     kept = [(wish, board.keep(wish)) for wish in wishes]
     return Plan(*board.filled(kept))
@@ -94,8 +99,9 @@ def assign(placements: Iterable[Placement], workers: Iterable[Worker], current: 
 class _Board:
     """One run's scratch: who holds what so far."""
 
-    def __init__(self, fleet: Mapping[WorkerId, Worker], current: Assignments) -> None:
-        self._fleet = fleet
+    def __init__(self, fleet: Mapping[WorkerId, Worker], current: Assignments, callers: Callers) -> None:
+        self._fleet, self._callers = fleet, callers
+        self._is_divided = any(worker.tenants for worker in fleet.values())
         self._current = {
             worker_id: {(held.model, held.version): held for held in current.get(worker_id, ())} for worker_id in fleet
         }
@@ -139,7 +145,11 @@ class _Board:
         self._held[who].append(AssignedModel(wish.model, wish.version, wish.digest, wish.generation))
 
     def _region(self, wish: Placement) -> list[WorkerId]:
-        return self._regions.get(wish.region, [])
+        """Who is there and may load it."""
+        there, callers = self._regions.get(wish.region, []), self._callers.get(wish.model)
+        if not self._is_divided or callers is None:
+            return there
+        return [who for who in there if self._fleet[who].may_load(callers)]
 
     def _assigned(self, wish: Placement, who: WorkerId) -> AssignedModel | None:
         return self._current[who].get((wish.model, wish.version))
@@ -160,7 +170,7 @@ class _Board:
     def _shortage(self, wish: Placement) -> Shortage:
         region = self._region(wish)
         if not region:
-            return Shortage.NO_WORKERS
+            return Shortage.OTHERS_WORKERS if self._regions.get(wish.region) else Shortage.NO_WORKERS
         return Shortage.FAILED if any(self._failed(wish, who) for who in region) else Shortage.TOO_FEW_WORKERS
 
 

@@ -9,7 +9,7 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from runtime.ids import Digest, ModelName, ModelVersion, Region, WorkerId
+from runtime.ids import EVERY_TENANT, Digest, ModelName, ModelVersion, Region, TenantId, WorkerId
 
 
 class CopyState(enum.Enum):
@@ -49,6 +49,12 @@ class Worker:
     copies: tuple[Copy, ...] = ()
     max_in_flight: int = 1
     sequence: int = field(default=0, compare=False)
+    tenants: frozenset[TenantId] = frozenset()
+    """Whose models it may load, by its certificate; empty: everybody's."""
+
+    def may_load(self, callers: frozenset[str]) -> bool:
+        """Whether it is for somebody who may call the model: its owner, and those it is shared with."""
+        return not self.tenants or EVERY_TENANT in callers or bool(self.tenants & callers)
 
     def copy_of(self, model: ModelName, version: ModelVersion) -> Copy | None:
         for copy in self.copies:

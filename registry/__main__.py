@@ -1,63 +1,71 @@
-"""Composes the registry: database, files, services. Lifetimes nest; leaving them is the order of shutting down."""
+"""Composes the registry: database, objects, etcd, services. Lifetimes nest; leaving them is the order of shutting down."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from functools import partial
 
 import structlog
 
-from registry.bootstrap import bootstrap
-from registry.changes import KeyChanges
+from registry.accounts.bootstrap import bootstrap
 from registry.config import RegistrySettings
-from registry.database import Database, open_database
-from registry.local_objects import LocalObjects
-from registry.servicer import MESSAGE_BYTES, SERVICES
-from registry.services import account_service, model_service
-from registry.sql_accounts import SqlAccountStore
-from registry.sql_models import SqlModelStore
-from registry.transfers import TransferLimits
-from runtime.clock import SystemClock
+from registry.database import open_database
+from registry.files.allocator import few_arenas
+from registry.files.stores import open_objects
+from registry.ground import ground_of, own_address, public_listen
+from registry.services import SERVICES, Registry
 from runtime.config import read_settings
+from runtime.etcd import EtcdStore
+from runtime.etcd_members import EtcdSettings
 from runtime.identity import load_identity
-from runtime.manifests import read_trusted_signers
 from runtime.process import announce, run_service, started
-from runtime.serving import Listen, Register, ServerLimits, serving
+from runtime.renewal import renewing
+from runtime.serving import Listen, ServerLimits, serving
 from runtime.telemetry import configure_logging, configure_tracing, start_metrics_endpoint
+
+MESSAGE_BYTES = 16 * 1024 * 1024
+"""What a server of these services takes in one message: room for any chunk that makes sense."""
+
+NODES_RPCS, STRANGERS_RPCS = 4096, 512
+"""Calls open at once."""
 
 
 async def serve(settings: RegistrySettings, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set. Raises a PenstockError where it cannot start."""
+    """Serve until `stop` is set. Raises a PenstockError where it cannot start; etcd may come later."""
     configure_logging("registry", level=settings.log_level)
     interceptors = configure_tracing("registry", settings.otlp_endpoint)
-    listen = Listen(settings.host, settings.port, load_identity(settings.identity_dir))
-    changes = KeyChanges(max_watches=settings.max_key_watches, backlog=settings.key_watch_backlog)
-    limits, grace_s = ServerLimits(message_bytes=MESSAGE_BYTES), settings.drain_grace_s
-    async with open_database(settings.database) as database:
-        registers = await _registers(settings, database, changes)
-        server = serving([listen], registers, SERVICES, interceptors=interceptors, limits=limits, drain_grace_s=grace_s)
-        async with server as running:
-            with closing(changes):
-                metrics = (
-                    None if settings.metrics_port is None else start_metrics_endpoint(settings.host, settings.metrics_port)
-                )
-                structlog.get_logger("penstock.registry").info("serving", port=running.ports[0], metrics_port=metrics)
-                announce(settings.ready_file, port=running.ports[0], metrics_port=metrics)
+    identity = load_identity(settings.identity_dir)
+    nodes = [Listen(settings.host, settings.port, identity)]
+    public = [] if settings.public_port is None else [public_listen(settings, identity)]
+    async with (
+        open_database(settings.database) as database,
+        open_objects(settings.objects) as objects,
+        EtcdStore(EtcdSettings.at(settings.etcd_endpoints)) as store,
+    ):
+        registry = Registry(await ground_of(settings, database, objects, store, identity))
+        await bootstrap(registry.first_accounts, settings.bootstrap_key_file)
+
+        server_on = partial(
+            serving,
+            registers=registry.registers,
+            services=SERVICES,
+            interceptors=interceptors,
+            drain_grace_s=settings.drain_grace_s,
+            revocations=registry.revocations,
+        )
+        for_nodes = server_on(nodes, limits=ServerLimits(message_bytes=MESSAGE_BYTES, concurrent_rpcs=NODES_RPCS))
+        for_strangers = server_on(public, limits=ServerLimits(message_bytes=MESSAGE_BYTES, concurrent_rpcs=STRANGERS_RPCS))
+        # Servers of their own: what strangers begin and leave standing takes nothing from nodes.
+        async with registry.running(), for_nodes as inner, for_strangers as outer:
+            port, public_port = inner.ports[0], next(iter(outer.ports), None)
+            metrics = None if settings.metrics_port is None else start_metrics_endpoint(settings.host, settings.metrics_port)
+            log = structlog.get_logger("penstock.registry")
+            log.info("serving", port=port, public_port=public_port, metrics_port=metrics)
+            async with renewing(identity, own_address(settings, port)):
+                announce(settings.ready_file, port=port, public_port=public_port, metrics_port=metrics)
                 await stop.wait()
-
-
-async def _registers(settings: RegistrySettings, database: Database, changes: KeyChanges) -> list[Register]:
-    clock, accounts, objects = SystemClock(), SqlAccountStore(database), LocalObjects(settings.objects_dir)
-    trusted = partial(read_trusted_signers, settings.trusted_signers)
-    trusted()  # a file that cannot be read is told of now, not at the first publish; it is read anew at each
-    await objects.drop_stale(settings.partial_lifetime_s)
-    await bootstrap(accounts, settings.bootstrap_key_file, clock)
-    limits = TransferLimits(settings.max_file_bytes, settings.max_uploads, settings.upload_silence_s)
-    models = model_service(SqlModelStore(database), objects, limits, trusted, clock)
-    return [models, account_service(accounts, changes, clock)]
 
 
 def run(settings: RegistrySettings) -> int:
@@ -66,6 +74,7 @@ def run(settings: RegistrySettings) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    few_arenas()
     return started(lambda: run(read_settings(RegistrySettings, argv)))
 
 

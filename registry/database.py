@@ -6,24 +6,40 @@ SQLite's ways are in `sqlite.py`.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import structlog
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from registry import sqlite
-from registry.ports import DatabaseUnavailable
+from registry import postgres, sqlite
 from registry.schema import HEAD, metadata
 from runtime.errors import Code, FailedPrecondition, PenstockError
 
-_ASYNC_DRIVERS = {"sqlite": sqlite.DRIVER, "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
-_NOT_NOW = (OperationalError, InterfaceError, PoolTimeout, OSError)
+_ASYNC_DRIVERS = {"sqlite": sqlite.DRIVER, "postgresql": postgres.DRIVER, "postgres": postgres.DRIVER}
+_CLOSE_S = 3.0
+_NOT_NOW = (OperationalError, InterfaceError, PoolTimeout, OSError, TimeoutError)
+
+_log = structlog.get_logger("penstock.registry")
+
+
+class DatabaseUnavailable(PenstockError, code=Code.UNAVAILABLE, reason="DATABASE_UNAVAILABLE"):
+    """The database did not answer."""
+
+
+class DatabaseDamaged(DatabaseUnavailable, code=Code.DATA_LOSS, reason="DATABASE_DAMAGED"):
+    """What the database has stored cannot be read any more."""
+
+
+class DatabaseBusy(PenstockError, code=Code.ABORTED, reason="DATABASE_BUSY"):
+    """Another transaction was in the way."""
 
 
 class SchemaUnknown(PenstockError, code=Code.FAILED_PRECONDITION, reason="SCHEMA_UNKNOWN"):
@@ -36,6 +52,8 @@ class Database:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._writer = engine.execution_options(penstock_writes=True)
+        self.on_commit: list[Callable[[], None]] = []
+        """Called after each writing transaction that was committed; they must not fail."""
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -47,6 +65,8 @@ class Database:
         """Committed on leaving, rolled back on an exception. Leaving constraint violations to the caller."""
         async with _available(), self._writer.begin() as connection:
             yield connection
+        for called in self.on_commit:
+            called()
 
     async def migrate(self) -> None:
         """Bring the schema up to date. Decided again inside the transaction: another replica may start at the same time."""
@@ -54,6 +74,8 @@ class Database:
             if await connection.run_sync(_revision) == HEAD:
                 return
         async with self.writing() as connection:
+            if self._engine.dialect.name == postgres.BACKEND:
+                await postgres.one_at_a_time(connection)
             await connection.run_sync(_bring_up_to_date)
 
 
@@ -75,17 +97,24 @@ async def open_database(address: str) -> AsyncIterator[Database]:
         await _migrated(database, url)
         yield database
     finally:
-        await engine.dispose()
+        await _closed(engine)
+
+
+async def _closed(engine: AsyncEngine) -> None:
+    """Politely, where the database answers: each connection waits for its word. Else the end of the process closes them."""
+    try:
+        async with asyncio.timeout(_CLOSE_S):
+            await engine.dispose()
+    except TimeoutError:
+        _log.warning("database_not_closed", why=f"it did not answer for {_CLOSE_S:g} s")
 
 
 async def _migrated(database: Database, url: URL) -> None:
     try:
         await database.migrate()
-    except DBAPIError as error:
-        shown = url.render_as_string(hide_password=True)
-        raise FailedPrecondition(
-            f"cannot use the database {shown}: {error.orig}; give the registry another, or repair it"
-        ) from error
+    except (DBAPIError, DatabaseDamaged) as error:
+        shown, why = url.render_as_string(hide_password=True), error.orig if isinstance(error, DBAPIError) else error.message
+        raise FailedPrecondition(f"cannot use the database {shown}: {why}; give the registry another, or repair it") from error
 
 
 def database_url(address: str) -> URL:
@@ -102,7 +131,9 @@ def database_url(address: str) -> URL:
 
 def _engine(url: URL) -> AsyncEngine:
     try:
-        return create_async_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite")
+        options = postgres.engine_options() if url.drivername == postgres.DRIVER else {}
+        # What statements were about stays out of errors, which are logged: hashes of passwords and of keys are among it.
+        return create_async_engine(url, hide_parameters=True, **options)
     except (ModuleNotFoundError, NoSuchModuleError, ArgumentError) as error:
         shown = url.render_as_string(hide_password=True)
         raise FailedPrecondition(f"no driver for the database {shown}: {error}; install it beside penstock") from error
@@ -113,8 +144,25 @@ async def _available() -> AsyncIterator[None]:
     try:
         yield
     except _NOT_NOW as error:
-        cause = error.orig if isinstance(error, OperationalError | InterfaceError) else error
-        raise DatabaseUnavailable(f"the registry's database does not answer ({cause}); try again", retry_after_s=1.0) from error
+        raise _unavailable(error) from error
+    except DBAPIError as error:
+        if postgres.is_lost_race(error):
+            raise DatabaseBusy(
+                "another change of the same was in the way; read again, then retry", retry_after_s=0.1
+            ) from error
+        if postgres.is_not_now(error):
+            raise _unavailable(error) from error
+        if sqlite.is_damage(error) or postgres.is_damage(error):
+            raise DatabaseDamaged(
+                f"the registry's database is damaged ({error.orig}); stop the registry and restore it from a backup"
+            ) from error
+        raise
+
+
+def _unavailable(error: Exception) -> DatabaseUnavailable:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    shown = str(cause).partition("\n")[0] or type(cause).__name__
+    return DatabaseUnavailable(f"the registry's database does not answer ({shown}); try again", retry_after_s=1.0)
 
 
 def _revision(connection: Connection) -> str | None:

@@ -5,6 +5,7 @@ The one file that knows SQLite. `database.py` prepares its engine here; other da
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, event
 from sqlalchemy.engine import URL
 from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 DRIVER = "sqlite+aiosqlite"
@@ -26,11 +28,17 @@ def prepare_folder(url: URL) -> None:
 
 
 def prepare_engine(engine: AsyncEngine) -> None:
-    """Set every connection up, and open transactions that write as writers.
+    """Set every connection up, open transactions that write as writers, and work on one file alone.
 
     A reader that turns writer fails at once if another wrote meanwhile, whatever the busy timeout
     (https://www.sqlite.org/isolation.html); BEGIN IMMEDIATE waits its turn instead.
     """
+
+    file = _File(engine.url.database)
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def look(*_: Any) -> None:
+        file.check()  # before SQLite would make an empty one where it is missing
 
     @event.listens_for(engine.sync_engine, "connect")
     def set_up(connection: DBAPIConnection, _: Any) -> None:
@@ -40,11 +48,47 @@ def prepare_engine(engine: AsyncEngine) -> None:
             cursor.execute(f"PRAGMA {pragma}")
         _write_ahead(cursor)
         cursor.close()
+        file.remember()
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Connection) -> None:
+        file.check()
         writes = connection.get_execution_options().get("penstock_writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def is_damage(error: DBAPIError) -> bool:
+    """Whether the file is none of SQLite's any more, or not in order."""
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)  # extended codes say more
+
+
+class _File:
+    """Which file the database is. Connections go on with one that was deleted or replaced, and what they write is lost."""
+
+    def __init__(self, path: str | None) -> None:
+        self._path = path if path and path != ":memory:" else None
+        self._known: tuple[int, int] | None = None
+
+    def remember(self) -> None:
+        self._known = self._known or self._now()
+
+    def check(self) -> None:
+        """Raises OSError."""
+        if self._known is None or (now := self._now()) == self._known:
+            return
+        if now is None:
+            raise FileNotFoundError(f"its file {self._path} was taken away; put it back, or stop the registry and restore it")
+        raise OSError(f"its file {self._path} was replaced by another; restart the registry if that one is to be used")
+
+    def _now(self) -> tuple[int, int] | None:
+        if self._path is None:
+            return None
+        try:
+            status = os.stat(self._path)
+        except FileNotFoundError:
+            return None
+        return status.st_dev, status.st_ino
 
 
 def _write_ahead(cursor: DBAPICursor) -> None:

@@ -112,6 +112,10 @@ class Internal(PenstockError, code=Code.INTERNAL, reason="INTERNAL"):
     """A bug of ours."""
 
 
+class VersionWithdrawn(PenstockError, code=Code.FAILED_PRECONDITION, reason="VERSION_WITHDRAWN"):
+    """A model's version that nobody may serve or load any more. Every service answers so."""
+
+
 class UpstreamBusy(PenstockError, code=Code.RESOURCE_EXHAUSTED, reason="UPSTREAM_RATE_LIMITED"):
     """Somebody else's API, for which a model stands, takes no more for now; every copy of the model asks the same one."""
 

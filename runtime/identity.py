@@ -1,18 +1,16 @@
 """Who a process is: an Ed25519 key that signs, and a certificate for mTLS that is bound to it.
 
-Owns node keys, the local authority that issues certificates, and what a certificate says of its bearer. The node id is the
-fingerprint of the Ed25519 key and stands in the certificate, so a certificate cannot be used with another node's key.
-TLS itself uses P-256, because BoringSSL does not offer Ed25519 certificates by default.
+Owns node keys, the folder they lie in, and the local authority that issues certificates. The node id is the fingerprint of the
+Ed25519 key and stands in the certificate, so a certificate cannot be used with another node's key. What a certificate says is
+`certificates.py`'s.
 """
 
 from __future__ import annotations
 
-import datetime as dt
-import enum
-import hashlib
-import ipaddress
 import os
 import secrets
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,44 +18,21 @@ import nacl.signing
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import NameOID
 
-from runtime.errors import FailedPrecondition, PermissionDenied
-from runtime.ids import NodeId
+from runtime.certificates import DOMAIN_SUFFIX as DOMAIN_SUFFIX
+from runtime.certificates import LIFETIME_LIMIT_S, NodeCertificate, certificate_builder, node_certificate_builder
+from runtime.certificates import Peer as Peer
+from runtime.certificates import Role as Role
+from runtime.certificates import node_id_of as node_id_of
+from runtime.certificates import peer_of_certificate as peer_of_certificate
+from runtime.certificates import peer_of_names as peer_of_names
+from runtime.certificates import server_name as server_name
+from runtime.errors import FailedPrecondition
+from runtime.ids import NodeId, TenantId
 
-DOMAIN_SUFFIX = "penstock.internal"
-_CERTIFICATE_LIFETIME = dt.timedelta(days=397)  # CA/Browser Forum BR 6.3.2: no longer than 398 days
-_USAGES = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
-_AUTHORITY_LIFETIME = dt.timedelta(days=3650)
-
-
-class Role(enum.Enum):
-    """What a node may be; inner services grant by it."""
-
-    GATEWAY = "gateway"
-    SCHEDULER = "scheduler"
-    WORKER = "worker"
-    REGISTRY = "registry"
-    ENVOY = "envoy"
-    OPERATOR = "operator"
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Who is at the other end of an inner hop, as its certificate says."""
-
-    role: Role
-    node_id: NodeId
-
-
-def node_id_of(ed25519_public_key: bytes) -> NodeId:
-    """Fingerprint of the 32-byte public key."""
-    return NodeId(hashlib.sha256(ed25519_public_key).hexdigest()[:20])
-
-
-def server_name(role: Role, node_id: NodeId | None = None) -> str:
-    """The DNS name that a node's certificate carries: of its role, or of this very node."""
-    return f"{role.value}.{DOMAIN_SUFFIX}" if node_id is None else f"{node_id}.{role.value}.{DOMAIN_SUFFIX}"
+_AUTHORITY_LIFETIME_S = 3650 * 86_400
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +44,36 @@ class TlsFiles:
     key: Path
 
 
+@dataclass(slots=True)
+class CurrentCertificate:
+    """The one part of an identity that changes while a process lives. What is made with it from then on has the new one."""
+
+    certificate: NodeCertificate
+
+
 @dataclass(frozen=True, slots=True)
 class NodeIdentity:
-    """A node's keys and certificate, loaded."""
+    """A node's keys and certificate, loaded. Its keys stay; its certificate is the newest there is (`renewal.py`)."""
 
     role: Role
     node_id: NodeId
     signing_key: nacl.signing.SigningKey = field(repr=False)
-    certificate_pem: bytes = field(repr=False)
     tls_key_pem: bytes = field(repr=False)
     authority_pem: bytes = field(repr=False)
     folder: Path
+    current: CurrentCertificate = field(repr=False, hash=False)
+
+    @property
+    def certificate(self) -> NodeCertificate:
+        return self.current.certificate
+
+    @property
+    def certificate_pem(self) -> bytes:
+        return self.current.certificate.pem
+
+    @property
+    def certificate_der(self) -> bytes:
+        return self.current.certificate.der
 
     @property
     def ed25519_public_key(self) -> bytes:
@@ -88,10 +82,6 @@ class NodeIdentity:
     @property
     def x25519_public_key(self) -> bytes:
         return bytes(self.signing_key.verify_key.to_curve25519_public_key())
-
-    @property
-    def certificate_der(self) -> bytes:
-        return x509.load_pem_x509_certificate(self.certificate_pem).public_bytes(serialization.Encoding.DER)
 
     @property
     def files(self) -> TlsFiles:
@@ -107,126 +97,150 @@ class Authority:
     """The mesh's own certificate authority."""
 
     certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
+    key: ec.EllipticCurvePrivateKey = field(repr=False)
 
     @classmethod
     def open(cls, folder: Path) -> Authority:
         """Load the authority in this folder, or found it."""
-        certificate_file, key_file = folder / "ca.pem", folder / "ca.key"
-        if not certificate_file.exists():
+        if not (folder / "ca.pem").exists():
             _found(folder)
-        key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
+        return cls.load(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Authority:
+        """The authority in this folder. Raises FailedPrecondition where there is none."""
+        certificate_file, key_file = folder / "ca.pem", folder / "ca.key"
+        try:
+            certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
+            key = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
+        except (OSError, ValueError, TypeError) as error:
+            raise FailedPrecondition(
+                f"no usable authority in {folder}: {error}; ca.pem and ca.key are expected there"
+            ) from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise FailedPrecondition(f"{key_file} holds no P-256 key; it was not made by penstock")
-        return cls(x509.load_pem_x509_certificate(certificate_file.read_bytes()), key)
+        if key.public_key() != certificate.public_key():
+            raise FailedPrecondition(
+                f"{key_file} is not the key of {certificate_file}; put back the pair that belongs together"
+            )
+        return cls(certificate, key)
 
     @property
     def certificate_pem(self) -> bytes:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
-    def enrol(self, folder: Path, role: Role, *, hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")) -> NodeIdentity:
+    @property
+    def certificate_der(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.DER)
+
+    def enrol(
+        self, folder: Path, role: Role, *, hosts: tuple[str, ...] = LOOPBACK_HOSTS, tenants: Iterable[TenantId] = ()
+    ) -> NodeIdentity:
         """The identity kept in this folder; made and certified if there is none. A restart keeps who it was."""
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        seed_file = folder / "ed25519.key"
-        if not seed_file.exists():
-            write_secret(seed_file, secrets.token_bytes(32))
-        signing_key = nacl.signing.SigningKey(seed_file.read_bytes())
+        signing_key, tls_key_pem = keys_in(folder)
         if not (folder / "tls.pem").exists():
-            tls_key = ec.generate_private_key(ec.SECP256R1())
-            certificate = self._issue(tls_key.public_key(), role, node_id_of(bytes(signing_key.verify_key)), hosts)
-            write_secret(folder / "tls.key", _key_pem(tls_key))
-            (folder / "ca.pem").write_bytes(self.certificate_pem)
-            (folder / "tls.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+            peer = Peer(role, node_id_of(bytes(signing_key.verify_key)), frozenset(tenants))
+            certificate = self.certify(public_key_of(tls_key_pem), peer, hosts, time.time(), LIFETIME_LIMIT_S)
+            write_public(folder / "ca.pem", self.certificate_pem)
+            write_public(folder / "tls.pem", certificate.pem)
         return load_identity(folder)
 
-    def _issue(self, key: ec.EllipticCurvePublicKey, role: Role, node_id: NodeId, hosts: tuple[str, ...]) -> x509.Certificate:
-        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(f"penstock://{role.value}/{node_id}")]
-        names += [x509.DNSName(server_name(role)), x509.DNSName(server_name(role, node_id))]
-        names += [_host_name(host) for host in hosts]
-        return (
-            _builder(f"{role.value} {node_id}", self.certificate.subject, key, _CERTIFICATE_LIFETIME)
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
-            )
-            .sign(self.key, hashes.SHA256())
-        )
+    def certify(
+        self, key: ec.EllipticCurvePublicKey, peer: Peer, hosts: Iterable[str], now_wall_s: float, lifetime_s: float
+    ) -> NodeCertificate:
+        """A certificate of this bearer for this key. Raises FailedPrecondition on hosts that it may not carry."""
+        expires_wall_s = self.expiry_wall_s(now_wall_s, lifetime_s)
+        builder = node_certificate_builder(key, self.certificate.subject, peer, hosts, now_wall_s, expires_wall_s)
+        return NodeCertificate.of(builder.sign(self.key, hashes.SHA256()))
+
+    def expiry_wall_s(self, now_wall_s: float, lifetime_s: float) -> float:
+        """When a certificate that is made now ends: whole seconds, and never after the authority itself.
+
+        Raises FailedPrecondition where that has ended already.
+        """
+        last_wall_s = self.certificate.not_valid_after_utc.timestamp()
+        if last_wall_s <= now_wall_s:
+            raise FailedPrecondition("the mesh's authority has expired; found another, and enrol every node with it")
+        return float(int(min(now_wall_s + lifetime_s, last_wall_s)))
 
 
 def load_identity(folder: Path) -> NodeIdentity:
-    """The identity in this folder. Raises FailedPrecondition where there is none."""
+    """The identity in this folder. Raises FailedPrecondition where there is none, or its parts do not belong together."""
     try:
         signing_key = nacl.signing.SigningKey((folder / "ed25519.key").read_bytes())
-        certificate_pem = (folder / "tls.pem").read_bytes()
         tls_key_pem, authority_pem = (folder / "tls.key").read_bytes(), (folder / "ca.pem").read_bytes()
-    except OSError as error:
+        certificate_pem = (folder / "tls.pem").read_bytes()
+        fits = public_key_of(tls_key_pem) == x509.load_pem_x509_certificate(certificate_pem).public_key()
+    except (OSError, ValueError, TypeError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
         raise FailedPrecondition(
-            f"no usable node identity in {folder}: {error.strerror}; `penstock up` makes one, or copy an enrolled one there"
+            f"no usable node identity in {folder}: {why}; `penstock up` makes one, `penstock join` enrols one"
         ) from error
-    peer = peer_of_certificate(x509.load_pem_x509_certificate(certificate_pem))
-    return NodeIdentity(peer.role, peer.node_id, signing_key, certificate_pem, tls_key_pem, authority_pem, folder)
+    certificate = NodeCertificate.read(certificate_pem)
+    if not fits or certificate.peer.node_id != node_id_of(bytes(signing_key.verify_key)):
+        raise FailedPrecondition(f"keys and certificate in {folder} are not of one node; enrol it anew with `penstock join`")
+    peer, current = certificate.peer, CurrentCertificate(certificate)
+    return NodeIdentity(peer.role, peer.node_id, signing_key, tls_key_pem, authority_pem, folder, current)
 
 
-def peer_of_names(names: list[str]) -> Peer:
-    """The bearer, from a certificate's URI names. Raises PermissionDenied if it is none of ours."""
-    for name in names:
-        scheme, _, rest = name.partition("://")
-        role, _, node_id = rest.partition("/")
-        if scheme == "penstock" and node_id and role in Role._value2member_map_:
-            return Peer(Role(role), NodeId(node_id))
-    raise PermissionDenied("the peer's certificate names no penstock role; enrol it with this mesh's authority")
+def keys_in(folder: Path) -> tuple[nacl.signing.SigningKey, bytes]:
+    """The keys kept in this folder, Ed25519 and P-256 (as PEM); made where there are none."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    seed_file, tls_file = folder / "ed25519.key", folder / "tls.key"
+    if not seed_file.exists():
+        write_secret(seed_file, secrets.token_bytes(32))
+    if not tls_file.exists():
+        write_secret(tls_file, _key_pem(ec.generate_private_key(ec.SECP256R1())))
+    try:
+        return nacl.signing.SigningKey(seed_file.read_bytes()), tls_file.read_bytes()
+    except (ValueError, TypeError) as error:
+        raise FailedPrecondition(f"{seed_file} holds no key of 32 bytes; remove it to become another node") from error
 
 
-def peer_of_certificate(certificate: x509.Certificate) -> Peer:
-    """The bearer of a certificate. The caller has checked, or checks, who issued it."""
-    extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    return peer_of_names(extension.value.get_values_for_type(x509.UniformResourceIdentifier))
+def public_key_of(tls_key_pem: bytes) -> ec.EllipticCurvePublicKey:
+    """Raises ValueError on what is no P-256 key."""
+    return tls_key_of(tls_key_pem).public_key()
+
+
+def tls_key_of(tls_key_pem: bytes) -> ec.EllipticCurvePrivateKey:
+    """Raises ValueError on what is no P-256 key."""
+    key = serialization.load_pem_private_key(tls_key_pem, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("tls.key holds no P-256 key")
+    return key
 
 
 def write_secret(file: Path, content: bytes) -> None:
     """Write a file that only its owner may read, whole or not at all."""
+    _write(file, content, 0o600)
+
+
+def write_public(file: Path, content: bytes) -> None:
+    """Write a file that anybody may read, whole or not at all."""
+    _write(file, content, 0o644)
+
+
+def _write(file: Path, content: bytes, mode: int) -> None:
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())  # a power cut after the renaming must not leave an empty key
     draft.replace(file)
 
 
 def _found(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    key = ec.generate_private_key(ec.SECP256R1())
+    key, now_wall_s = ec.generate_private_key(ec.SECP256R1()), time.time()
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"penstock authority {secrets.token_hex(4)}")])
     certificate = (
-        _builder(None, subject, key.public_key(), _AUTHORITY_LIFETIME)
+        certificate_builder(subject, subject, key.public_key(), now_wall_s, now_wall_s + _AUTHORITY_LIFETIME_S)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
     )
     write_secret(folder / "ca.key", _key_pem(key))
-    (folder / "ca.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-
-
-def _builder(
-    common_name: str | None, issuer: x509.Name, key: ec.EllipticCurvePublicKey, lifetime: dt.timedelta
-) -> x509.CertificateBuilder:
-    now = dt.datetime.now(dt.UTC)
-    subject = issuer if common_name is None else x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(minutes=5))
-        .not_valid_after(now + lifetime)
-    )
-
-
-def _host_name(host: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
+    write_public(folder / "ca.pem", certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

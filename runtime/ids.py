@@ -20,6 +20,11 @@ Digest = NewType("Digest", str)
 
 TenantId = NewType("TenantId", str)
 KeyId = NewType("KeyId", str)
+UserId = NewType("UserId", str)
+
+DEFAULT_TENANT = TenantId("default")
+EVERY_TENANT = "*"
+"""In the list of tenants that a model is shared with."""
 
 PRESENCE_PREFIX = "/penstock/presence/"
 MODELS_PREFIX = "/penstock/models/"
@@ -51,3 +56,19 @@ def assignments_prefix(region: Region) -> str:
 
 def assignment_key(region: Region, worker: WorkerId) -> str:
     return f"{assignments_prefix(region)}{worker}"
+
+
+REGISTRY_PREFIX = "/penstock/registry/"
+"""What the registry tells everybody: `runtime.notices`."""
+
+
+def model_notice_key(model: ModelName) -> str:
+    return f"{REGISTRY_PREFIX}models/{model}"
+
+
+def key_notice_key(key_id: KeyId) -> str:
+    return f"{REGISTRY_PREFIX}keys/{key_id}"
+
+
+def node_notice_key(node_id: NodeId) -> str:
+    return f"{REGISTRY_PREFIX}nodes/{node_id}"

@@ -23,6 +23,7 @@ DATATYPES = (
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _FIELDS = (
     *("name", "engine", "task", "description", "licence", "max_batch_size", "tier", "decoupled", "instances", "memory_bytes"),
+    "confidential",
     *("inputs", "outputs", "parameters", "batching", "sequence_batching", "warm_ups", "compiled_for"),
 )
 _POLICY_FIELDS = ("timeout_action", "default_timeout_us", "allow_timeout_override", "max_queue_size")
@@ -51,13 +52,20 @@ def describe(source: str, content: Mapping[str, Any]) -> models_pb2.Manifest:
         raise top.refused(f"a number in it is too large: {error}") from error
 
 
+def checked_name(source: str, name: str) -> str:
+    """A model's name, if it can be one. Raises ModelFolderRefused, whose sentence begins with `source`."""
+    if not _NAME.fullmatch(name):
+        raise ModelFolderRefused(
+            f"{source}: name {name[:200]!r} may hold letters, digits, '.', '_' and '-', and starts with a letter or digit;"
+            " 128 characters at most"
+        )
+    return name
+
+
 def _manifest(top: _Table) -> models_pb2.Manifest:
     top.knows(_FIELDS)
-    name = top.text("name")
-    if not _NAME.fullmatch(name):
-        raise top.refused(f"name {name!r} may hold letters, digits, '.', '_' and '-', and starts with a letter or digit")
     return models_pb2.Manifest(
-        model=name,
+        model=checked_name(top.source, top.text("name")),
         engine=top.text("engine"),
         task=top.choice("task", TASKS, "tensor"),
         description=top.text("description", ""),
@@ -67,6 +75,7 @@ def _manifest(top: _Table) -> models_pb2.Manifest:
         decoupled=top.flag("decoupled"),
         instances=top.number("instances"),
         memory_bytes=top.number("memory_bytes"),
+        confidential=top.flag("confidential"),
         batching=_batching(top.table("batching")),
         sequence_batching=_sequence_batching(top.table("sequence_batching")) if top.has("sequence_batching") else None,
         warm_ups=[_warm_up(entry) for entry in top.tables("warm_ups")],
@@ -187,10 +196,10 @@ class _Table:
     """One table of the file, which names the field at fault."""
 
     def __init__(self, source: str, path: str, content: Mapping[str, Any]) -> None:
-        self._source, self._path, self._content = source, path, content
+        self.source, self._path, self._content = source, path, content
 
     def refused(self, sentence: str) -> ModelFolderRefused:
-        where = f"{self._source}: [{self._path}] " if self._path else f"{self._source}: "
+        where = f"{self.source}: [{self._path}] " if self._path else f"{self.source}: "
         return ModelFolderRefused(where + sentence)
 
     def knows(self, fields: Sequence[str]) -> None:
@@ -259,14 +268,14 @@ class _Table:
         value = self._content.get(field, {})
         if not isinstance(value, dict):
             raise self.refused(f"{field} is a table; write [{self._under(field)}]")
-        return _Table(self._source, self._under(field), value)
+        return _Table(self.source, self._under(field), value)
 
     def tables(self, field: str, fields: Sequence[str] = ()) -> Iterator[_Table]:
         values = self._content.get(field, [])
         if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
             raise self.refused(f"{field} is a list of tables; write [[{self._under(field)}]]")
         for value in values:
-            table = _Table(self._source, self._under(field), value)
+            table = _Table(self.source, self._under(field), value)
             if fields:
                 table.knows(fields)
             yield table

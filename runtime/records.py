@@ -11,15 +11,14 @@ from dataclasses import dataclass
 import nacl.exceptions
 import nacl.signing
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from google.protobuf.message import DecodeError
 from penstock.worker.v1 import presence_pb2
 
+from runtime.certificates import UNREADABLE, Peer, node_id_of, peer_of_certificate
 from runtime.errors import Code, PenstockError
-from runtime.identity import NodeIdentity, Peer, node_id_of, peer_of_certificate
-
-_UNREADABLE = (ValueError, TypeError, x509.ExtensionNotFound, x509.InvalidVersion, UnsupportedAlgorithm)
-"""What `cryptography` raises for bytes that only look like a certificate."""
+from runtime.identity import NodeIdentity
+from runtime.revocations import Revocations
 
 
 class RecordRefused(PenstockError, code=Code.PERMISSION_DENIED, reason="RECORD_REFUSED"):
@@ -45,13 +44,16 @@ def sign_record(identity: NodeIdentity, payload: bytes) -> bytes:
 class RecordVerifier:
     """Checks records against one authority. Certificates already checked are remembered, in bounded number."""
 
-    def __init__(self, authority_pem: bytes, *, remembered: int = 20_000) -> None:
+    def __init__(self, authority_pem: bytes, *, revocations: Revocations | None = None, remembered: int = 20_000) -> None:
         self._authority = x509.load_pem_x509_certificate(authority_pem)
-        self._remembered = remembered
+        self._revocations, self._remembered = revocations or Revocations(), remembered
         self._peers: dict[bytes, tuple[Peer, float]] = {}
 
     def open(self, raw: bytes, *, now_wall_s: float) -> VerifiedRecord:
-        """The payload and who signed it. Raises RecordRefused: malformed, uncertified, expired, another's key, or altered."""
+        """The payload and who signed it.
+
+        Raises RecordRefused: malformed, uncertified, expired, revoked, another's key, or altered.
+        """
         try:
             record = presence_pb2.SignedRecord.FromString(raw)
         except DecodeError as error:
@@ -75,6 +77,8 @@ class RecordVerifier:
         peer, expires_wall_s = known
         if now_wall_s > expires_wall_s:
             raise RecordRefused(f"the certificate of node {peer.node_id} has expired")
+        if peer.node_id in self._revocations:
+            raise RecordRefused(f"node {peer.node_id} was revoked; nothing that it signs is believed")
         return peer
 
     def _checked(self, der: bytes) -> tuple[Peer, float]:
@@ -82,5 +86,5 @@ class RecordVerifier:
             certificate = x509.load_der_x509_certificate(der)
             certificate.verify_directly_issued_by(self._authority)
             return peer_of_certificate(certificate), certificate.not_valid_after_utc.timestamp()
-        except (*_UNREADABLE, InvalidSignature, PenstockError) as error:
+        except (*UNREADABLE, InvalidSignature, PenstockError) as error:
             raise RecordRefused("the record's certificate was not issued by this mesh's authority") from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,8 @@ from grpc_reflection.v1alpha import reflection
 
 from runtime.errors import Code, PenstockError
 from runtime.identity import NodeIdentity, Peer, Role, peer_of_names
+from runtime.peer_gate import PeerGate
+from runtime.revocations import Revocations
 from runtime.status import StatusInterceptor
 
 Register = Callable[[grpc.aio.Server], None]
@@ -49,6 +51,8 @@ class Listen:
     port: int
     identity: NodeIdentity | None = None
     public_tls: PublicTls | None = None
+    asks_certificate: bool = True
+    """Whether, with an identity, the client needs one of this mesh too; a node that joins has none yet."""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -89,11 +93,14 @@ async def serving(
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     limits: ServerLimits | None = None,
     drain_grace_s: float = 10.0,
+    revocations: Revocations | None = None,
 ) -> AsyncIterator[Running]:
-    """Serve until left. `services` are full names, for reflection and health. Raises PortTaken."""
+    """Serve until left. `services` are full names, for reflection and health. Nodes that are in `revocations`, now or
+    later, are not served. Raises PortTaken."""
     limits = limits or ServerLimits()
+    gate = None if revocations is None else PeerGate(revocations)
     server = grpc.aio.server(
-        interceptors=[*interceptors, StatusInterceptor()],
+        interceptors=[*interceptors, StatusInterceptor(gate)],
         options=_options(limits),
         maximum_concurrent_rpcs=limits.concurrent_rpcs,
     )
@@ -104,16 +111,17 @@ async def serving(
     reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     running = Running(server, tuple(_bind(server, listen) for listen in listens), health_servicer, tuple(services))
     await server.start()
-    try:
-        await running.set_serving(True)
-        yield running
-    finally:
-        await asyncio.shield(_drain(running, drain_grace_s))
+    with gate.following() if gate is not None else nullcontext():
+        try:
+            await running.set_serving(True)
+            yield running
+        finally:
+            await asyncio.shield(_drain(running, drain_grace_s))
 
 
 def inner_peer(context: grpc.aio.ServicerContext[Any, Any], *roles: Role) -> Peer:
     """The certified peer of this RPC. Raises RoleRequired unless it bears one of the roles (any, where none is named)."""
-    names = [name.decode() for name in context.auth_context().get("x509_subject_alternative_name", ())]
+    names = [name.decode() for name in context.auth_context().get("peer_uri", ())]
     if not names:
         raise RoleRequired("this call needs a client certificate of this mesh; connect to the inner port with mTLS")
     peer = peer_of_names(names)
@@ -135,13 +143,29 @@ def _bind(server: grpc.aio.Server, listen: Listen) -> int:
             return server.add_secure_port(str(listen), grpc.ssl_server_credentials([pair]))
         if listen.identity is None:
             return server.add_insecure_port(str(listen))
-        identity = listen.identity
-        credentials = grpc.ssl_server_credentials(
-            [(identity.tls_key_pem, identity.certificate_pem)], identity.authority_pem, require_client_auth=True
-        )
-        return server.add_secure_port(str(listen), credentials)
+        return server.add_secure_port(str(listen), _credentials(listen.identity, asks=listen.asks_certificate))
     except RuntimeError as error:
         raise PortTaken(f"cannot listen on {listen}: something else does, or it is not allowed; choose another port") from error
+
+
+def _credentials(identity: NodeIdentity, *, asks: bool) -> grpc.ServerCredentials:
+    """Whoever connects sees the certificate that the identity has then."""
+    shown = identity.certificate
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        root = identity.authority_pem if asks else None
+        return grpc.ssl_server_certificate_configuration([(identity.tls_key_pem, shown.pem)], root_certificates=root)
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        """For each handshake, on a thread of gRPC's, one at a time. None: as before."""
+        nonlocal shown
+        if identity.certificate is shown:
+            return None
+        shown = identity.certificate
+        return configuration()
+
+    # The stubs do not know that None may be returned, as gRPC documents.
+    return grpc.dynamic_ssl_server_credentials(configuration(), renewed, require_client_authentication=asks)  # type: ignore[arg-type]
 
 
 def _options(limits: ServerLimits) -> list[tuple[str, int]]:

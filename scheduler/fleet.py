@@ -43,6 +43,11 @@ class Fleet:
     def members(self) -> Mapping[WorkerId, Member]:
         return self._members
 
+    @property
+    def is_divided(self) -> bool:
+        """Whether some worker is for some tenants alone."""
+        return any(member.worker.tenants for member in self._members.values())
+
     def workers(self) -> list[Worker]:
         return [member.worker for member in self._members.values()]
 
@@ -85,6 +90,11 @@ class Fleet:
         for who in gone:
             del self._missed_until_s[who], self._members[who]
         return FleetDelta(removed=tuple(gone))
+
+    def drop(self, who: WorkerId) -> FleetDelta:
+        """This worker was put out of the mesh: nobody is sent there from now on."""
+        self._missed_until_s.pop(who, None)
+        return FleetDelta(removed=(who,) if self._members.pop(who, None) is not None else ())
 
     def hold(self, now_s: float) -> None:
         """etcd is away: whoever is missed gets the whole grace again when it is back."""

@@ -14,8 +14,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import structlog
 
 from runtime.clock import Clock
-from runtime.ids import PRESENCE_PREFIX
+from runtime.ids import PRESENCE_PREFIX, ModelName, NodeId, WorkerId
 from runtime.keyvalue import KeyValueStore, Snapshot, Watch
+from runtime.notices import NoticeBoard
 from scheduler.audience import Audience
 from scheduler.control import CONTROL_PREFIX, Control
 from scheduler.fleet import Fleet
@@ -33,11 +34,33 @@ _log = structlog.get_logger("penstock.scheduler")
 class Scheduler:
     """The fleet, the wishes, those who watch, and the loops that keep them true."""
 
-    def __init__(self, store: KeyValueStore, reader: PresenceReader, clock: Clock, rng: random.Random) -> None:
+    def __init__(
+        self,
+        store: KeyValueStore,
+        reader: PresenceReader,
+        clock: Clock,
+        rng: random.Random,
+        board: NoticeBoard | None = None,
+    ) -> None:
+        """`board`: what the registry tells; who follows it is the caller's to see to."""
         self._store, self._clock = store, clock
         self._watches: tuple[Watch, ...] = ()
+        self.changes = 0
+        """Grows whenever the fleet, the wishes or the assignments became others."""
+        self.board = board or NoticeBoard()
+        self.board.on_model.append(self._hear_of_model)
+        self.board.revocations.listeners.append(self._hear_of_node)
         self.fleet, self.control = Fleet(reader), Control()
-        self.reconciler = Reconciler(store, self.fleet, self.control, clock, rng, connected=self.connected)
+        self.reconciler = Reconciler(
+            store,
+            self.fleet,
+            self.control,
+            clock,
+            rng,
+            connected=self.connected,
+            is_withdrawn=self.board.is_withdrawn,
+            callers_of=self._callers_of,
+        )
         self.audience = Audience(
             self.fleet,
             self.control.wishes,
@@ -97,6 +120,7 @@ class Scheduler:
                 self.audience.wake()
             else:
                 changed = self.control.apply(update.events)
+            self.changes += 1
             if changed:
                 self.audience.tell_placements()
             self.reconciler.touch()
@@ -120,9 +144,22 @@ class Scheduler:
                 resync_at_s = now_s + RESYNC_S
                 self.reconciler.touch()
 
+    def _hear_of_model(self, model: ModelName) -> None:
+        notice = self.board.model(model)
+        if notice is not None and (notice.withdrawn or self.fleet.is_divided):
+            self.reconciler.touch()
+
+    def _callers_of(self, model: ModelName) -> frozenset[str] | None:
+        notice = self.board.model(model)
+        return None if notice is None else notice.callers
+
+    def _hear_of_node(self, node_id: NodeId) -> None:
+        self._spread(self.fleet.drop(WorkerId(node_id)))
+
     def _spread(self, delta: FleetDelta) -> None:
         for who in delta.removed:
             _log.info("worker_left", worker=who)
         if delta:
+            self.changes += 1
             self.audience.tell(delta)
             self.reconciler.touch()

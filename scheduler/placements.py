@@ -10,9 +10,10 @@ import dataclasses
 import re
 
 from placement.assign import Placement
-from runtime.errors import Aborted, InvalidArgument
+from runtime.errors import Aborted, InvalidArgument, VersionWithdrawn
 from runtime.ids import Region, placement_key
 from runtime.keyvalue import KeyValueStore, Write, unchanged
+from runtime.notices import NoticeBoard
 from scheduler.codec import placement_bytes, placement_from
 from scheduler.control import Control
 
@@ -29,12 +30,20 @@ _REGION = re.compile(r"[a-z0-9-]{1,32}")
 class Placements:
     """The place where wishes are made."""
 
-    def __init__(self, store: KeyValueStore, control: Control, home: Region) -> None:
+    def __init__(self, store: KeyValueStore, control: Control, home: Region, board: NoticeBoard | None = None) -> None:
         self._store, self._control, self._home = store, control, home
+        self._board = board or NoticeBoard()
 
     async def place(self, wish: Placement) -> Placement:
-        """Write the wish with the next generation; an empty region is the scheduler's own. Raises InvalidArgument, Aborted."""
+        """Write the wish with the next generation; an empty region is the scheduler's own.
+
+        Raises InvalidArgument, VersionWithdrawn, Aborted.
+        """
         wish = checked(dataclasses.replace(wish, region=wish.region or self._home))
+        if wish.copies and self._board.is_withdrawn(wish.model, wish.digest):
+            raise VersionWithdrawn(
+                f"version {wish.version} of model {wish.model!r} was withdrawn, and is loaded nowhere any more; place another"
+            )
         key = placement_key(wish.region, wish.model, wish.version)
         for _ in range(_ATTEMPTS):
             stored = await self._store.get(key)

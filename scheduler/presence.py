@@ -1,9 +1,9 @@
 """Whom to believe: a signed presence becomes a member of the fleet, or a refusal with its kind.
 
-A record is believed when the mesh certified its signer as a worker, it lies under that very worker's key, it says what it is,
-and it is not an older one put back: its sequence is above the last one seen of this worker. The very last record may be
-written again, as a worker does when its lease is granted anew. A record that arrives as a live change must be of about now;
-one found in a snapshot may be old, because etcd may have been away.
+A record is believed when the mesh certified its signer as a worker and has not revoked it, it lies under that very worker's
+key, it says what it is, and it is not an older one put back: its sequence is above the last one seen of this worker. The very
+last record may be written again, as a worker does when its lease is granted anew. A record that arrives as a live change must
+be of about now; one found in a snapshot may be old, because etcd may have been away.
 
 Remembers the last sequence of every worker, also of those that left. Never decides who is in the fleet: `scheduler.fleet`
 does.
@@ -11,6 +11,7 @@ does.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import hashlib
 from collections import OrderedDict
@@ -70,7 +71,8 @@ class PresenceReader:
         _check_place(item.key, facts, record.signer.node_id)
         _check_time(facts, now_wall_s, live=live)
         self._check_sequence(facts, record.payload)
-        return Member(facts.worker, item.key, record.payload, facts.shown)
+        worker = dataclasses.replace(facts.worker, tenants=record.signer.tenants)
+        return Member(worker, item.key, record.payload, facts.shown)
 
     def _check_sequence(self, facts: PresenceFacts, payload: bytes) -> None:
         worker, digest = facts.worker, hashlib.blake2b(payload, digest_size=16).digest()

@@ -22,7 +22,7 @@ from placement.types import CopyState, Worker
 from runtime.backoff import Backoff
 from runtime.clock import Clock
 from runtime.errors import Aborted, PenstockError
-from runtime.ids import Region, WorkerId, assignment_key
+from runtime.ids import Digest, ModelName, Region, WorkerId, assignment_key
 from runtime.keyvalue import KeyValueStore, Remove, Step, Write, absent, unchanged
 from scheduler.codec import assignment_bytes, placement_bytes
 from scheduler.control import Control, WrittenAssignment
@@ -50,9 +50,14 @@ class Reconciler:
         *,
         connected: Callable[[], bool],
         backoff: Backoff | None = None,
+        is_withdrawn: Callable[[ModelName, Digest], bool] = lambda _, __: False,
+        callers_of: Callable[[ModelName], frozenset[str] | None] = lambda _: None,
     ) -> None:
+        """A version for which `is_withdrawn` holds is assigned to nobody, whatever is wished for. `callers_of` says which
+        tenants may call a model; None: it is not known.
+        """
         self._store, self._fleet, self._control, self._clock, self._rng = store, fleet, control, clock, rng
-        self._connected = connected
+        self._connected, self._is_withdrawn, self._callers_of = connected, is_withdrawn, callers_of
         self._backoff = backoff or Backoff(first_s=0.1, max_s=3.0)
         self._touched = asyncio.Event()
         self._gone_since_s: dict[WorkerId, float] = {}
@@ -92,9 +97,11 @@ class Reconciler:
         if self.deferred:
             return
         await self._restore_wishes()
-        workers = {worker.worker_id: self._answered(worker) for worker in self._fleet.workers()}
+        workers = {worker.worker_id: self.answered(worker) for worker in self._fleet.workers()}
         current = {who: written.models for who, written in self._control.assignments.items()}
-        plan = assign(self._control.wishes(), workers.values(), current)
+        wishes = [wish for wish in self._control.wishes() if not self._is_withdrawn(wish.model, wish.digest)]
+        known = ((model, self._callers_of(model)) for model in {wish.model for wish in wishes})
+        plan = assign(wishes, workers.values(), current, {model: callers for model, callers in known if callers is not None})
         self._tell(plan)
         conflicts = 0
         for who in sorted(plan.assignments):
@@ -121,7 +128,7 @@ class Reconciler:
             _log.info("assigned", worker=who, region=region, models=[f"{each.model}/{each.version}" for each in models])
         return result.succeeded
 
-    def _answered(self, worker: Worker) -> Worker:
+    def answered(self, worker: Worker) -> Worker:
         """The worker, without the failures it told of before it knew its present assignment: it has yet to try again."""
         if worker.sequence > self._told_at.get(worker.worker_id, -1):
             return worker

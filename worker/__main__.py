@@ -15,6 +15,7 @@ from runtime.config import read_settings
 from runtime.identity import load_identity
 from runtime.ids import WorkerId
 from runtime.process import announce, run_service, started
+from runtime.renewal import renewing
 from runtime.telemetry import configure_logging, configure_tracing
 from worker.config import WorkerSettings
 from worker.copies import open_model
@@ -55,9 +56,11 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
             models=following.models if following else None,
             changed=holdings.tell,
         )
-        front = opened_front(settings, identity, table, inference, execution, interceptors, repository)
+        revocations = membership.board.revocations if membership else None
+        front = opened_front(settings, identity, table, inference, execution, interceptors, repository, revocations)
         ports = await stack.enter_async_context(front)
-        if membership and following:
+        if membership and following and identity:
+            await stack.enter_async_context(renewing(identity, settings.registry_address))
             await stack.enter_async_context(membership.present(following.store, ports, lambda: execution.draining))
         metrics_port = opened_metrics(settings, table, inference)
         bound = {"port": ports.inner, "kserve_port": ports.kserve, "metrics_port": metrics_port}

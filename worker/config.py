@@ -37,6 +37,13 @@ class WorkerSettings(ServiceSettings):
     )
     cache_dir: Path = Field(default_factory=_cache_dir, description="folder for model files; one worker each")
     cache_bytes: int = Field(default=64 * 1024**3, gt=0, description="what the model files there may take")
+    volatile_dir: Path | None = Field(
+        default=None,
+        description="memory-backed folder (tmpfs) for confidential models' files; none: one in /dev/shm where that is a tmpfs",
+    )
+    volatile_bytes: int | None = Field(
+        default=None, gt=0, description="what the files there may take; none: half of the folder's file system"
+    )
     tiers: Path | None = Field(default=None, description="TOML file of tiers and their thresholds; none: A to D as documented")
     max_in_flight: int = Field(default=DEFAULT_MAX_IN_FLIGHT, gt=0, description="requests taken at once")
     kserve_port: Port | None = Field(
@@ -48,7 +55,8 @@ class WorkerSettings(ServiceSettings):
         default=(), description="standalone only, repeatable: folder with a model.toml to serve as it lies"
     )
     model_repository: tuple[Path, ...] = Field(
-        default=(), description="standalone only, repeatable: folder whose sub-folders with a model.toml are served"
+        default=(),
+        description="standalone only, repeatable: folder of sub-folders with a model.toml or of Triton's layout",
     )
     memory_bytes: int | None = Field(
         default=None,

@@ -15,6 +15,7 @@ import grpc.aio
 from prometheus_client.registry import CollectorRegistry
 
 from runtime.identity import NodeIdentity
+from runtime.revocations import Revocations
 from runtime.serving import Listen, ServerLimits, serving
 from runtime.telemetry import start_metrics_endpoint
 from worker.config import WorkerSettings
@@ -50,8 +51,9 @@ async def opened_front(
     execution: Execution,
     interceptors: Sequence[grpc.aio.ServerInterceptor],
     repository: Repository | None = None,
+    revocations: Revocations | None = None,
 ) -> AsyncIterator[Ports]:
-    """Serve while the context lasts. Raises PortTaken."""
+    """Serve while the context lasts; nodes in `revocations` are not. Raises PortTaken."""
 
     def is_ready() -> bool:
         return not leaving and not execution.draining
@@ -66,7 +68,13 @@ async def opened_front(
             registers = [execution.register, register]
             listen = Listen(settings.host, settings.port, identity)
             opening = serving(
-                [listen], registers, [EXECUTE, KSERVE], interceptors=interceptors, limits=limits, drain_grace_s=grace_s
+                [listen],
+                registers,
+                [EXECUTE, KSERVE],
+                interceptors=interceptors,
+                limits=limits,
+                drain_grace_s=grace_s,
+                revocations=revocations,
             )
             inner = await stack.enter_async_context(opening)
         if settings.kserve_port is not None:

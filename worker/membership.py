@@ -13,21 +13,27 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 
+import grpc.aio
+
 from runtime.channel import inner_channel
 from runtime.clock import SystemClock
 from runtime.errors import FailedPrecondition
 from runtime.etcd import EtcdStore
 from runtime.etcd_members import EtcdSettings
 from runtime.identity import NodeIdentity, Role
-from runtime.ids import Region, WorkerId, assignment_key
+from runtime.ids import Region, TenantId, WorkerId, assignment_key
 from runtime.manifests import read_trusted_signers
+from runtime.notices import NoticeBoard
+from runtime.records import RecordVerifier
 from worker.config import WorkerSettings
 from worker.execute.model_service import ModelService
 from worker.files.artifacts import Artifacts
 from worker.files.cache import open_cache
+from worker.files.incidents import Incidents
 from worker.files.peers import NearbyWorkers, PeerRules
 from worker.files.registry_source import RegistrySource
 from worker.files.sharing import SharedFiles
+from worker.files.volatile import open_volatile_cache
 from worker.front import Ports
 from worker.hardware import DEFAULT_TIERS, read_disk_free_bytes, read_hardware, read_tiers, tiers_of
 from worker.life.lifecycle import Holdings
@@ -72,6 +78,8 @@ class Membership:
         self._signers()  # a file that cannot be read is told of now; it is read anew at each load
         self._tiers = DEFAULT_TIERS if settings.tiers is None else read_tiers(settings.tiers)
         self._clock, self._rng = SystemClock(), random.SystemRandom()
+        self.board = NoticeBoard()
+        """What the registry tells the mesh, heard while orders are followed."""
         self._region, self._worker_id = Region(settings.region), WorkerId(identity.node_id)
 
     @asynccontextmanager
@@ -88,15 +96,29 @@ class Membership:
         memory_bytes = settings.memory_bytes
         if memory_bytes is None:
             memory_bytes = await in_thread(read_memory_limit_bytes)
-        with open_cache(settings.cache_dir, settings.cache_bytes) as cache:
+        with (
+            open_cache(settings.cache_dir, settings.cache_bytes) as cache,
+            open_volatile_cache(settings.volatile_dir, settings.volatile_bytes, self._worker_id) as volatile,
+        ):
             async with (
                 EtcdStore(EtcdSettings.at(settings.etcd_endpoints)) as store,
+                self.board.following(store, RecordVerifier(self._identity.authority_pem)),
                 inner_channel(settings.registry_address, self._identity, Role.REGISTRY) as channel,
+                self._incidents(channel) as incidents,
             ):
                 reconciler = Reconciler(
                     store,
                     assignment_key(self._region, self._worker_id),
-                    Artifacts(cache, RegistrySource(channel), self._signers, self._peers(store)),
+                    Artifacts(
+                        cache,
+                        RegistrySource(channel, self._identity),
+                        self._signers,
+                        self._peers(store),
+                        self._clock,
+                        board=self.board,
+                        volatile=volatile,
+                        report=incidents.report,
+                    ),
                     self._table,
                     self._open_model,
                     self._holdings,
@@ -104,16 +126,28 @@ class Membership:
                     self._rng,
                     rules,
                     memory_bytes=memory_bytes,
+                    board=self.board,
                 )
-                files = SharedFiles(cache, at_once=settings.artifact_reads_at_once)
+                files = SharedFiles(cache, tenants=self._tenants, at_once=settings.artifact_reads_at_once)
                 async with reconciler.running():
                     yield Following(store, ModelService(reconciler.local, files))
+
+    def _tenants(self) -> frozenset[TenantId]:
+        return self._identity.certificate.peer.tenants
+
+    @asynccontextmanager
+    async def _incidents(self, channel: grpc.aio.Channel) -> AsyncIterator[Incidents]:
+        incidents = Incidents(channel, self._clock, self._rng)
+        async with incidents.told():
+            yield incidents
 
     def _peers(self, store: EtcdStore) -> NearbyWorkers | None:
         if not self._settings.peers_at_most:
             return None
         rules = PeerRules(at_most=self._settings.peers_at_most)
-        return NearbyWorkers(store, self._region, self._identity, self._clock, self._rng, rules)
+        return NearbyWorkers(
+            store, self._region, self._identity, self._clock, self._rng, rules, revocations=self.board.revocations
+        )
 
     @asynccontextmanager
     async def present(self, store: EtcdStore, ports: Ports, draining: Callable[[], bool]) -> AsyncIterator[None]:

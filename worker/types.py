@@ -8,9 +8,12 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from runtime.ids import Digest, ModelName, ModelVersion
+
+if TYPE_CHECKING:  # it brings generated messages, which a model's own process does without
+    from runtime.load_overrides import LoadOverride
 
 
 class Task(enum.Enum):
@@ -255,8 +258,11 @@ class RepositoryRow:
 class Repository(Protocol):
     """Models that a client may load and unload by name; Triton's explicit model control."""
 
-    async def load(self, name: str) -> None:
-        """Returns when it answers; one that answers already is loaded anew. Raises NotFound kinds, and why it cannot be."""
+    async def load(self, name: str, override: LoadOverride | None = None) -> None:
+        """Returns when it answers; one that answers already is loaded anew. Raises NotFound kinds, and why it cannot be.
+
+        An override holds until the next load, which undoes it if it brings none.
+        """
         ...
 
     async def unload(self, name: str) -> None:

@@ -36,19 +36,19 @@ class CopyInquiry:
         self._channels: dict[WorkerId, tuple[str, grpc.aio.Channel]] = {}
         self._remembered: OrderedDict[tuple[str, Digest], Any] = OrderedDict()
 
-    async def metadata(self, name: str, version: str) -> kserve.ModelMetadataResponse:
-        """Raises ModelUnknown, ModelCold. `versions` are those ready anywhere in the fleet."""
-        chosen = self._version(name, version)
+    async def metadata(self, name: str, version: str, *, all_versions: bool = False) -> kserve.ModelMetadataResponse:
+        """Raises ModelUnknown, ModelCold. `versions` are those ready anywhere in the fleet: this one, or all."""
+        chosen = self.chosen(name, version)
         request = kserve.ModelMetadataRequest(name=name, version=chosen)
         answer = kserve.ModelMetadataResponse()
         answer.CopyFrom(await self._once("metadata", name, chosen, lambda stub: stub.ModelMetadata(request, **_LIMIT)))
-        known = {copy.version for _, copy in self._fleet.ready(name, version)}
+        known = {copy.version for _, copy in self._fleet.ready(name, "" if all_versions else version)}
         answer.versions[:] = sorted(known, key=lambda each: (len(each), each))
         return answer
 
     async def config(self, model: str, version: str) -> kserve.ModelConfigResponse:
         """Raises ModelUnknown, ModelCold."""
-        chosen = self._version(model, version)
+        chosen = self.chosen(model, version)
         request = kserve.ModelConfigRequest(name=model, version=chosen)
         found: kserve.ModelConfigResponse = await self._once(
             "config", model, chosen, lambda stub: stub.ModelConfig(request, **_LIMIT)
@@ -58,7 +58,7 @@ class CopyInquiry:
     async def statistics(self, model: str, version: str, allowed: Callable[[str], bool]) -> kserve.ModelStatisticsResponse:
         """Of every worker that holds a ready copy, added up; an empty model is all that the caller may see."""
         if model:
-            self._version(model, version)
+            self.chosen(model, version)
             holders = {worker.worker_id: worker for worker, _ in self._fleet.ready(model, version)}
         else:
             holders = {worker.worker_id: worker for worker in self._fleet.view.workers.values() if worker.copies}
@@ -82,8 +82,8 @@ class CopyInquiry:
         await asyncio.gather(*(channel.close() for _, channel in self._channels.values()), return_exceptions=True)
         self._channels.clear()
 
-    def _version(self, model: str, version: str) -> ModelVersion:
-        """The version meant, if a copy of it is ready."""
+    def chosen(self, model: str, version: str) -> ModelVersion:
+        """This version (empty: the newest that is ready), if a copy of it is ready. Raises ModelUnknown, ModelCold."""
         index = self._fleet.view.models.get(ModelName(model))
         newest = index.newest_ready.get(ANY_REGION) if index is not None else None
         if index is None or (version and not self._fleet.copies(model, version)):

@@ -1,7 +1,8 @@
 """What is in the repository and what of it is loaded, in Triton's terms: index, load, unload.
 
 A load is a wish to the scheduler; the gateway then watches its own view until the fleet has done it, has failed to, or the
-caller's time is up. Never loads anything itself.
+caller's time is up. One with a configuration or files is published as a version first (`overrides.py`). Never loads anything
+itself.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from gateway.types import PublishedVersion
 from placement.assign import Placement
 from placement.types import Copy, CopyState
 from runtime.errors import Code, DeadlineExceeded, NotFound, PenstockError, Unimplemented
-from runtime.ids import ModelName, ModelVersion, Region
+from runtime.ids import ModelName, ModelVersion, Region, TenantId
+from runtime.load_overrides import LoadOverride
 
 _RETRY_SEEN_S = 2.0
 """A copy that had failed before gets this long to show that it is being tried again."""
 
+_NOBODY = TenantId("")
 _GONE = (CopyState.UNAVAILABLE, CopyState.FAILED)
 _log = structlog.get_logger("penstock.repository")
 
@@ -51,6 +54,12 @@ class Wishes(Protocol):
     async def place(self, placement: Placement) -> Placement: ...
 
 
+class Overriding(Protocol):
+    """Who makes a version of what a load brings."""
+
+    async def published(self, model: ModelName, override: LoadOverride, tenant: TenantId) -> PublishedVersion: ...
+
+
 @dataclass(frozen=True, slots=True)
 class RepositorySettings:
     region: Region
@@ -61,8 +70,16 @@ class RepositorySettings:
 class Repository:
     """Belongs to one event loop."""
 
-    def __init__(self, fleet: Fleet, publications: Publications, wishes: Wishes, settings: RepositorySettings) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        publications: Publications,
+        wishes: Wishes,
+        settings: RepositorySettings,
+        overriding: Overriding | None = None,
+    ) -> None:
         self._fleet, self._publications, self._wishes, self._settings = fleet, publications, wishes, settings
+        self._overriding = overriding
         self._loop = asyncio.get_running_loop()
 
     async def index(
@@ -78,9 +95,15 @@ class Repository:
         entries = model_index(published, copies)
         return [entry for entry in entries if allowed(entry.name) and (not ready_only or entry.state == "READY")]
 
-    async def load(self, model: str, deadline_s: float | None) -> None:
-        """Return when a copy of the newest version is ready. Raises NotPublished, LoadFailed, DeadlineExceeded."""
-        newest = await self._newest(model)
+    async def load(
+        self, model: str, deadline_s: float | None, override: LoadOverride | None = None, tenant: TenantId = _NOBODY
+    ) -> None:
+        """Return when a copy is ready, of what requests without a version mostly get, or of what the load brought.
+
+        `tenant`: whose key asks; empty: no keys are asked for here. Raises NotPublished, LoadFailed, DeadlineExceeded, and what
+        hinders the publication of an override.
+        """
+        newest = await self._newest(model) if override is None else await self._overridden(model, override, tenant, deadline_s)
         wanted = self._fleet.placements.get((newest.model, newest.version))
         if wanted is not None and wanted.copies > 0 and self._holds(newest):
             return  # versions never change: there is nothing to load anew
@@ -118,6 +141,18 @@ class Repository:
     def _holds(self, version: PublishedVersion) -> bool:
         ready = self._fleet.ready(version.model, version.version)
         return any(copy.digest == version.digest for _, copy in ready)
+
+    async def _overridden(
+        self, model: str, override: LoadOverride, tenant: TenantId, deadline_s: float | None
+    ) -> PublishedVersion:
+        if self._overriding is None:
+            raise Unimplemented("this gateway publishes nothing: load what was published, or publish it with `penstock models`")
+        end_s = self._loop.time() + self._settings.load_wait_s if deadline_s is None else deadline_s
+        try:
+            async with asyncio.timeout_at(end_s):
+                return await self._overriding.published(ModelName(model), override, tenant)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"failed to load '{model[:200]}' in time: what it brought was not published yet") from error
 
     async def _newest(self, model: str, doing: str = "load") -> PublishedVersion:
         try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from importlib import metadata
 from time import perf_counter
 from typing import Any, NoReturn, TypeVar
@@ -22,14 +22,18 @@ from inference import grpc_service_pb2 as pb
 from inference import grpc_service_pb2_grpc as rpc
 
 from gateway.callers import Caller, Context, name_request
+from gateway.kserve.overrides import MAX_OVERRIDE_BYTES
 from gateway.kserve.repository import refuse_repository_name
 from gateway.kserve.streaming import InferenceStream
 from gateway.mesh import Mesh
-from gateway.routing import unknown_model
+from gateway.routing import ModelUnknown, unknown_model
+from gateway.targets import NoticeMissing
+from gateway.versions import NEWEST, AliasUnsettled, VersionGone
 from gateway.wire import head_of
 from placement.types import Request
 from runtime.errors import Cancelled, InvalidArgument, NotFound, PenstockError, Unimplemented
-from runtime.ids import ModelName, ModelVersion
+from runtime.ids import ModelName
+from runtime.load_overrides import override_of
 
 SERVICE = "inference.GRPCInferenceService"
 EXTENSIONS = (
@@ -87,7 +91,8 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         stream_in_flight: int = 64,
     ) -> None:
         self._callers, self._router, self._fleet, self._metrics = mesh.callers, mesh.router, mesh.fleet, mesh.metrics
-        self._copies, self._repository = mesh.copies, mesh.repository
+        self._copies, self._repository, self._targets = mesh.copies, mesh.repository, mesh.targets
+        self._registry = mesh.registry
         self._strict_readiness, self._stream_in_flight = strict_readiness, stream_in_flight
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -106,9 +111,12 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
             if caller.named_it:
                 await name_request(context, caller)
             head = head_of(request)
-            model = head.model
-            caller.key.authorise(model)
-            target = Request(ModelName(model), ModelVersion(head.version), session_key=head.session_key)
+            model, key, session = head.model, caller.key, head.session_key
+            key.authorise_call(model)
+            version = self._targets.find(key, model, head.version, session)
+            if version is None:
+                version = await self._targets.found(key, model, head.version, session, caller.deadline_s)
+            target = Request(ModelName(model), version, session_key=session)
             answer = await self._router.infer(target, request, caller.call(head.priority))
         except BaseException as raised:
             await self._note_failure("ModelInfer", model, raised, context, caller)
@@ -120,7 +128,9 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         caller = await self._callers.enter(context)
         await name_request(context, caller)
         in_flight = self._stream_in_flight
-        stream = InferenceStream(self._callers, self._router, self._fleet, self._metrics, context, caller, in_flight)
+        stream = InferenceStream(
+            self._callers, self._router, self._targets, self._fleet, self._metrics, context, caller, in_flight
+        )
         await stream.serve()
 
     @_counted
@@ -130,7 +140,7 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
     @_counted
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
         """Whether requests can be answered; where that is strict, whether all that should be loaded is (as Triton has it)."""
-        wanted = [wish for wish in self._fleet.placements.values() if wish.copies > 0]
+        wanted = self._fleet.wanted()
         missing = self._strict_readiness and any(not self._fleet.ready(wish.model, wish.version) for wish in wanted)
         return pb.ServerReadyResponse(ready=self._fleet.synced and not missing)
 
@@ -141,29 +151,35 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
 
     @_counted
     async def ModelReady(self, request: pb.ModelReadyRequest, context: Context) -> pb.ModelReadyResponse:
-        await self._enter(context, request.name)
-        return pb.ModelReadyResponse(ready=bool(self._fleet.ready(request.name, request.version)))
+        caller = await self._enter(context, request.name)
+        try:
+            version = self._targets.mostly(caller.key, request.name, request.version)
+        except (ModelUnknown, VersionGone, AliasUnsettled):
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=bool(self._fleet.ready(request.name, version)))
 
     @_counted
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Context) -> pb.ModelMetadataResponse:
-        await self._enter(context, request.name)
-        return await self._copies.metadata(request.name, request.version)
+        caller = await self._enter(context, request.name)
+        version = self._targets.mostly(caller.key, request.name, request.version)
+        return await self._copies.metadata(request.name, version, all_versions=not request.version)
 
     @_counted
     async def ModelConfig(self, request: pb.ModelConfigRequest, context: Context) -> pb.ModelConfigResponse:
-        await self._enter(context, request.name)
-        return await self._copies.config(request.name, request.version)
+        caller = await self._enter(context, request.name)
+        return await self._copies.config(request.name, self._targets.mostly(caller.key, request.name, request.version))
 
     @_counted
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
         caller = await self._enter(context, request.name)
-        return await self._copies.statistics(request.name, request.version, caller.key.allows)
+        version = self._targets.pinned(caller.key, request.name, request.version) if request.name else request.version
+        return await self._copies.statistics(request.name, version, partial(self._targets.sees, caller.key))
 
     @_counted
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
         caller = await self._enter(context)
         refuse_repository_name(request.repository_name)
-        entries = await self._repository.index(caller.key.allows, ready_only=request.ready)
+        entries = await self._repository.index(partial(self._targets.sees, caller.key), ready_only=request.ready)
         return pb.RepositoryIndexResponse(models=entries)
 
     @_counted
@@ -173,12 +189,9 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         caller = await self._enter(context, request.model_name)
         caller.key.require_admin("loading a model")
         refuse_repository_name(request.repository_name)
-        if overridden := sorted(request.parameters):
-            raise Unimplemented(
-                f"load parameters {overridden[:8]} are not supported: what is loaded is what was published;"
-                " publish a version with this configuration"
-            )
-        await self._repository.load(request.model_name, caller.deadline_s)
+        override = override_of(request.parameters, MAX_OVERRIDE_BYTES)
+        await self._check_told(caller, request.model_name)
+        await self._repository.load(request.model_name, caller.deadline_s, override, caller.key.tenant)
         return pb.RepositoryModelLoadResponse()
 
     @_counted
@@ -189,6 +202,7 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         caller = await self._enter(context, request.model_name)
         caller.key.require_admin("unloading a model")
         refuse_repository_name(request.repository_name)
+        await self._check_told(caller, request.model_name)
         await self._repository.unload(request.model_name, caller.deadline_s)
         return pb.RepositoryModelUnloadResponse()
 
@@ -238,9 +252,9 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
 
     @_counted
     async def TraceSetting(self, request: pb.TraceSettingRequest, context: Context) -> pb.TraceSettingResponse:
-        await self._enter(context, request.model_name)
-        if request.model_name and not self._fleet.copies(request.model_name):
-            raise unknown_model(request.model_name)
+        caller, model = await self._enter(context, request.model_name), request.model_name
+        if model and not (self._targets.sees(caller.key, model) and self._fleet.copies(model)):
+            raise unknown_model(model)
         _refuse_changes("trace", request.settings, "start the process with an OTLP endpoint to trace")
         values = pb.TraceSettingResponse.SettingValue
         return pb.TraceSettingResponse(settings={key: values(value=value) for key, value in _TRACE_SETTINGS.items()})
@@ -268,6 +282,13 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         if model:
             caller.key.authorise(model)
         return caller
+
+    async def _check_told(self, caller: Caller, model: str) -> None:
+        """Raises ModelNotAllowed, and NoticeMissing for a model that is in the registry and has not been told of."""
+        if not await self._targets.is_told(caller.key, model):
+            with suppress(NotFound):
+                await self._registry.version(ModelName(model), NEWEST)
+                raise NoticeMissing(f"whose model {model[:128]!r} is has not been heard here yet; try again", retry_after_s=1.0)
 
     async def _note_failure(
         self, method: str, model: str, raised: BaseException, context: Context, caller: Caller | None

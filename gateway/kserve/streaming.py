@@ -20,10 +20,11 @@ from gateway.kserve.codec import stream_error
 from gateway.links.types import Method
 from gateway.metrics import GatewayMetrics
 from gateway.routing import Router
+from gateway.targets import Targets
 from gateway.wire import RequestHead, head_of
 from placement.types import Request
 from runtime.errors import PenstockError
-from runtime.ids import ModelName, ModelVersion
+from runtime.ids import ModelName
 from runtime.status import translated
 from runtime.whole_batches import whole
 
@@ -39,13 +40,15 @@ class InferenceStream:
         self,
         callers: Callers,
         router: Router,
+        targets: Targets,
         fleet: Fleet,
         metrics: GatewayMetrics,
         context: Context,
         caller: Caller,
         in_flight: int,
     ) -> None:
-        self._callers, self._router, self._fleet, self._metrics = callers, router, fleet, metrics
+        self._callers, self._router, self._targets = callers, router, targets
+        self._fleet, self._metrics = fleet, metrics
         self._context, self._caller = context, caller
         self._places = asyncio.Semaphore(in_flight)
         self._writing = asyncio.Lock()
@@ -72,7 +75,7 @@ class InferenceStream:
             try:
                 await self._charge()
                 head = head_of(payload)
-                self._caller.key.authorise(head.model)
+                self._caller.key.authorise_call(head.model)
             except PenstockError as error:
                 await self._refuse(error, head, before)
                 self._places.release()
@@ -93,9 +96,10 @@ class InferenceStream:
     async def _answer(
         self, payload: bytes, head: RequestHead, before: asyncio.Event | None, ended: asyncio.Event | None, started_s: float
     ) -> None:
-        request = Request(ModelName(head.model), ModelVersion(head.version), session_key=head.session_key)
-        call = self._caller.call(head.priority)
+        key, call = self._caller.key, self._caller.call(head.priority)
         try:
+            version = await self._targets.found(key, head.model, head.version, head.session_key, call.deadline_s)
+            request = Request(ModelName(head.model), version, session_key=head.session_key)
             async with aclosing(self._router.stream(Method.STREAM_INFER, request, payload, call)) as answers:
                 async for answer in answers:
                     await self._write(answer, before)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.openai.types import Fleet, Registry
 from placement.types import CopyState, newest
@@ -43,20 +43,18 @@ class Catalogue:
         await self._learn(listed)
         return json.dumps({"object": "list", "data": [self._shown(each) for each in listed]}).encode()
 
-    async def one(self, model: str, allows: Callable[[str], bool]) -> bytes:
-        """Raises ModelNotServed."""
-        listed = self._listed([model]) if allows(model) else []
+    async def one(self, name: str, model: str, version: str) -> bytes:
+        """Under the name that the caller gave it. Raises ModelNotServed."""
+        listed = self._listed([model], version)
         if not listed:
-            raise ModelNotServed(
-                f"the model {model[:200]!r} is not served here, or not to this key; GET /v1/models lists those"
-            )
+            raise not_served(name)
         await self._learn(listed)
-        return json.dumps(self._shown(listed[0])).encode()
+        return json.dumps(self._shown(replace(listed[0], model=name))).encode()
 
-    def _listed(self, models: Iterable[str]) -> list[ListedModel]:
+    def _listed(self, models: Iterable[str], version: str = "") -> list[ListedModel]:
         found = []
         for model in sorted(models):
-            ready = {copy.version: copy for _, copy in self._fleet.copies(model) if copy.state is CopyState.READY}
+            ready = {copy.version: copy for _, copy in self._fleet.copies(model, version) if copy.state is CopyState.READY}
             if ready:
                 copy = ready[newest(ready)]
                 found.append(ListedModel(model, copy.digest, copy.task))
@@ -76,3 +74,7 @@ class Catalogue:
     def _shown(self, each: ListedModel) -> dict[str, object]:
         created = self._published_at_s.get(each.digest, 0)
         return {"id": each.model, "object": "model", "created": created, "owned_by": _OWNER, "task": each.task}
+
+
+def not_served(name: str) -> ModelNotServed:
+    return ModelNotServed(f"the model {name[:200]!r} is not served here, or not to this key; GET /v1/models lists those")

@@ -19,7 +19,7 @@ from gateway.openai.codec import Vectors, infer_request, raw_texts, raw_tokens, 
 from gateway.openai.errors import AnswerUnusable, RequestRefused
 from gateway.openai.types import Router, Signature, TensorShape, VectorsAsked
 from placement.types import Request
-from runtime.ids import ModelName
+from runtime.ids import ModelName, ModelVersion
 
 _AT_ONCE = 4
 """Requests of one call that are under way together."""
@@ -28,11 +28,16 @@ _VALUES_AT_ONCE = 16_384
 """Floats rendered before others get their turn: some 10 ms."""
 
 
-async def vectors(router: Router, asked: VectorsAsked, signature: Signature, max_rows: int, call: CallContext) -> list[Vectors]:
-    """Arrays of rows, in the order of what was asked. `max_rows`: of one execution, 0 = the model has no batch dimension."""
+async def vectors(
+    router: Router, asked: VectorsAsked, version: ModelVersion, signature: Signature, max_rows: int, call: CallContext
+) -> list[Vectors]:
+    """Arrays of rows, in the order of what was asked. `max_rows`: of one execution, 0 = the model has no batch dimension.
+
+    All of them come from one version: vectors of two models are not to be compared.
+    """
     source, output = _source(asked, signature), _output(asked.model, signature)
     batches = _batches(asked, source, max_rows)
-    places, request = asyncio.Semaphore(_AT_ONCE), Request(ModelName(asked.model))
+    places, request = asyncio.Semaphore(_AT_ONCE), Request(ModelName(asked.model), version)
 
     async def infer(tensor: TensorShape, raw: bytes, rows: int) -> Vectors:
         async with places:
@@ -63,7 +68,7 @@ async def rendered(asked: VectorsAsked, arrays: Sequence[Vectors]) -> bytes:
                 await asyncio.sleep(0)
     # How many tokens a text has only the model knows, and a tensor model does not say.
     tokens = sum(len(each) for each in asked.token_ids)
-    tail = json.dumps({"model": asked.model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}).encode()
+    tail = json.dumps({"model": asked.name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}).encode()
     return b'{"object":"list","data":[' + b",".join(parts) + b"]," + tail[1:]
 
 

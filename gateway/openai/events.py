@@ -71,7 +71,7 @@ class TextAnswer:
         return events + DONE
 
     def _head(self, kind: str) -> dict[str, object]:
-        return {"id": self._id, "object": kind, "created": self._created_s, "model": self._asked.model}
+        return {"id": self._id, "object": kind, "created": self._created_s, "model": self._asked.name}
 
 
 def _usage(usage: Usage) -> dict[str, int]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from gateway.openai.errors import RequestRefused
 from gateway.openai.fields import Fields, body_of, fields_of, kind_of, text_of
 from gateway.openai.types import Sampling, Style, TextAsked, Turn, VectorsAsked
+from gateway.versions import split_name
 
 MAX_INPUTS = 2048
 MAX_TURNS = 16_384
@@ -77,7 +78,7 @@ _EMBEDDING = frozenset({"model", "input", "encoding_format", "dimensions", "user
 def text_asked(style: Style, data: bytes) -> TextAsked:
     """Raises RequestRefused, BodyTooLarge."""
     body = body_of(data)
-    model = _model(body)
+    model, wanted = _model(body)
     body.only(_TAKEN[style], _INERT_AT[style])
     prompt = _turns(body) if style is Style.CHAT else _prompt(body)
     stream = body.flag("stream")
@@ -90,27 +91,32 @@ def text_asked(style: Style, data: bytes) -> TextAsked:
         stream=stream,
         include_usage=_include_usage(body, stream),
         session_key=body.text("prompt_cache_key") or "",
+        wanted=wanted,
     )
 
 
 def vectors_asked(data: bytes) -> VectorsAsked:
     """Raises RequestRefused, BodyTooLarge."""
     body = body_of(data)
-    model = _model(body)
+    model, wanted = _model(body)
     body.only(_EMBEDDING, {})
     encoding = body.text("encoding_format") or "float"
     if encoding not in ("float", "base64"):
         raise RequestRefused(f"'encoding_format' is {encoding[:40]!r}; known: float, base64", param="encoding_format")
     dimensions = body.integer("dimensions", 1, 2**31 - 1)
     texts, token_ids = _inputs(body)
-    return VectorsAsked(model, texts, token_ids, encoding == "base64", dimensions)
+    return VectorsAsked(model, texts, token_ids, encoding == "base64", dimensions, wanted)
 
 
-def _model(body: Fields) -> str:
-    model = text_of(body.required("model"), "model")
-    if not 0 < len(model) <= MAX_MODEL_CHARACTERS:
-        raise RequestRefused(f"'model' has {len(model)} characters; it takes 1 to {MAX_MODEL_CHARACTERS}", param="model")
-    return model
+def _model(body: Fields) -> tuple[str, str]:
+    """The model, and the version or alias that was named with it."""
+    name = text_of(body.required("model"), "model")
+    if not 0 < len(name) <= MAX_MODEL_CHARACTERS:
+        raise RequestRefused(f"'model' has {len(name)} characters; it takes 1 to {MAX_MODEL_CHARACTERS}", param="model")
+    model, version = split_name(name)
+    if not model or (not version and "@" in name):
+        raise RequestRefused(f"'model' is {name[:80]!r}; send a model's name, or name@alias, or name@version", param="model")
+    return model, version
 
 
 def _turns(body: Fields) -> tuple[Turn, ...]:

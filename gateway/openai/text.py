@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from gateway.links.types import CallContext, Method
@@ -11,7 +11,7 @@ from gateway.openai.errors import AnswerCutShort, RequestRefused
 from gateway.openai.types import Fleet, Piece, Router, Style, TextAsked
 from gateway.routing import unknown_model
 from placement.types import Request
-from runtime.ids import ModelName
+from runtime.ids import ModelName, ModelVersion
 
 _TASKS = {Style.CHAT: ("chat",), Style.COMPLETION: ("completion", "chat")}
 _ADVICE = {
@@ -22,12 +22,12 @@ _ADVICE = {
 }
 
 
-def check_task(fleet: Fleet, model: str, tasks: tuple[str, ...]) -> None:
+def check_task(fleet: Fleet, model: str, version: str, tasks: tuple[str, ...]) -> None:
     """Raises ModelUnknown, and RequestRefused for a model that is for something else. What is not known yet passes."""
-    copies = fleet.copies(model)
+    copies = fleet.copies(model, version)
     if not copies:
-        if fleet.synced and not fleet.placed(model):
-            raise unknown_model(model)
+        if fleet.synced and not fleet.placed(model, version):
+            raise unknown_model(model, version)
         return
     found = {copy.task for _, copy in copies}
     if found.isdisjoint(tasks):
@@ -40,16 +40,27 @@ def check_task(fleet: Fleet, model: str, tasks: tuple[str, ...]) -> None:
         )
 
 
-def check_text(fleet: Fleet, style: Style, model: str) -> None:
+def check_text(fleet: Fleet, style: Style, model: str, version: str) -> None:
     """Raises like `check_task`."""
-    check_task(fleet, model, _TASKS[style])
+    check_task(fleet, model, version, _TASKS[style])
 
 
-async def pieces(router: Router, asked: TextAsked, call: CallContext) -> AsyncGenerator[Piece, None]:
+def session_of(asked: TextAsked, tenant: str) -> str:
+    """Conversations of different tenants are different ones, whatever they are called."""
+    return f"{tenant}/{asked.session_key}" if asked.session_key else ""
+
+
+async def pieces(
+    router: Router,
+    asked: TextAsked,
+    version: ModelVersion,
+    call: CallContext,
+    on_granted: Callable[[ModelVersion], None] | None = None,
+) -> AsyncGenerator[Piece, None]:
     """The answer as it comes, up to its last piece. Close it when leaving early. Raises as the router, and AnswerCutShort."""
-    session_key = f"{call.tenant}/{asked.session_key}" if asked.session_key else ""
-    request = Request(ModelName(asked.model), session_key=session_key)
-    async with aclosing(router.stream(Method.GENERATE, request, generate_request(asked), call)) as answers:
+    request = Request(ModelName(asked.model), version, session_key=session_of(asked, call.tenant))
+    streaming = router.stream(Method.GENERATE, request, generate_request(asked), call, on_granted)
+    async with aclosing(streaming) as answers:
         async for answer in answers:
             piece = piece_of(answer)
             yield piece

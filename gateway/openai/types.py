@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from inference.grpc_service_pb2 import ModelMetadataResponse
 
+from gateway.admission import KeyFacts
 from gateway.callers import Caller, Context
 from gateway.links.types import CallContext, Method
 from gateway.types import PublishedVersion
 from placement.types import Copy, Request, Worker
 from placement.view import FleetView
+from runtime.ids import ModelVersion
 
 
 class Style(enum.Enum):
@@ -55,6 +57,13 @@ class TextAsked:
     include_usage: bool = False
     session_key: str = ""
     """Requests of one key prefer the worker that has their beginning in memory."""
+    wanted: str = ""
+    """The version that was asked for: a number or an alias; empty: none."""
+
+    @property
+    def name(self) -> str:
+        """The model as the caller called it."""
+        return f"{self.model}@{self.wanted}" if self.wanted else self.model
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +75,12 @@ class VectorsAsked:
     token_ids: tuple[tuple[int, ...], ...] = ()
     base64: bool = False
     dimensions: int | None = None
+    wanted: str = ""
+    """As in TextAsked."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}@{self.wanted}" if self.wanted else self.model
 
 
 class Finish(enum.Enum):
@@ -112,7 +127,26 @@ class Router(Protocol):
 
     async def infer(self, request: Request, payload: bytes, call: CallContext) -> bytes: ...
 
-    def stream(self, method: Method, request: Request, payload: bytes, call: CallContext) -> AsyncGenerator[bytes, None]: ...
+    def stream(
+        self,
+        method: Method,
+        request: Request,
+        payload: bytes,
+        call: CallContext,
+        on_granted: Callable[[ModelVersion], None] | None = None,
+    ) -> AsyncGenerator[bytes, None]: ...
+
+
+class Targets(Protocol):
+    """What a caller's words mean, and whether it may have that: gateway.targets.Targets."""
+
+    async def found(
+        self, key: KeyFacts, model: str, wanted: str = "", session_key: str = "", deadline_s: float | None = None
+    ) -> ModelVersion: ...
+
+    def sees(self, key: KeyFacts, model: str) -> bool: ...
+
+    def pinned(self, key: KeyFacts, model: str, wanted: str) -> ModelVersion: ...
 
 
 class Fleet(Protocol):
@@ -148,6 +182,8 @@ class Copies(Protocol):
 
     async def metadata(self, name: str, version: str) -> ModelMetadataResponse: ...
 
+    def chosen(self, model: str, version: str) -> ModelVersion: ...
+
 
 class Registry(Protocol):
     """Knows what was published: gateway.peers.RegistryClient."""
@@ -163,6 +199,9 @@ class Mesh(Protocol):
 
     @property
     def router(self) -> Router: ...
+
+    @property
+    def targets(self) -> Targets: ...
 
     @property
     def fleet(self) -> Fleet: ...

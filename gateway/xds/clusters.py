@@ -9,9 +9,11 @@ from xds import cluster_pb2, core_pb2, endpoint_pb2, upstream_http_pb2
 
 from gateway.xds.packing import number, over_ads, packed, seconds, socket
 from gateway.xds.tls import towards_gateway
-from gateway.xds.types import Edge, EdgeLimits, Endpoint
+from gateway.xds.types import Edge, EdgeLimits, Endpoint, RegistryFront
 
 GATEWAYS = "gateways"
+REGISTRIES = "registries"
+_HEALTH_INTERVAL_S, _HEALTH_TIMEOUT_S = 1.0, 1.0
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _STREAM_WINDOW_BYTES = 1024 * 1024
 _CONNECTION_WINDOW_BYTES = 16 * 1024 * 1024
@@ -33,6 +35,25 @@ def gateways_cluster(edge: Edge) -> cluster_pb2.Cluster:
         typed_extension_protocol_options={_HTTP_OPTIONS: http2(limits.streams_per_connection)},
         upstream_connection_options=alive(),
     )
+
+
+def registries_cluster(edge: Edge, front: RegistryFront) -> cluster_pb2.Cluster:
+    """Every replica of the registry, asked each second whether it is well."""
+    cluster = gateways_cluster(edge)
+    cluster.name = cluster.eds_cluster_config.service_name = REGISTRIES
+    cluster.lb_policy = cluster_pb2.Cluster.ROUND_ROBIN
+    cluster.transport_socket.CopyFrom(towards_gateway(edge.identity, front.name))
+    cluster.health_checks.append(
+        core_pb2.HealthCheck(
+            timeout=seconds(_HEALTH_TIMEOUT_S),
+            interval=seconds(_HEALTH_INTERVAL_S),
+            no_traffic_interval=seconds(_HEALTH_INTERVAL_S),
+            unhealthy_threshold=number(2),
+            healthy_threshold=number(1),
+            grpc_health_check=core_pb2.HealthCheck.GrpcHealthCheck(),
+        )
+    )
+    return cluster
 
 
 def gateways_members(endpoints: Iterable[Endpoint]) -> endpoint_pb2.ClusterLoadAssignment:

@@ -121,7 +121,7 @@ def _transcoder(edge: Edge) -> transcoder_pb2.GrpcJsonTranscoder:
     kind = transcoder_pb2.GrpcJsonTranscoder
     return kind(
         proto_descriptor_bin=edge.descriptor_set,
-        services=edge.services,
+        services=[*edge.services, *(edge.registry.services if edge.registry else ())],
         print_options=kind.PrintOptions(preserve_proto_field_names=True),
         ignore_unknown_query_parameters=True,
         convert_grpc_status=True,

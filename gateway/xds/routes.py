@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from google.protobuf import any_pb2
-from xds import cors_pb2, matcher_pb2, percent_pb2, previous_hosts_pb2, route_pb2
+from xds import cors_pb2, matcher_pb2, percent_pb2, route_pb2
 
 from gateway.xds.clusters import GATEWAYS
 from gateway.xds.descriptors import http_prefixes
 from gateway.xds.packing import packed, seconds
+from gateway.xds.registry_front import method_routes
+from gateway.xds.retries import UNTOUCHED, elsewhere
 from gateway.xds.types import Edge, EdgeLimits
 
 ROUTES = "edge"
 CORS_FILTER = "envoy.filters.http.cors"
-_PREVIOUS_HOSTS = "envoy.retry_host_predicates.previous_hosts"
-_RETRY_ON = "connect-failure,refused-stream"
-"""Only what certainly reached no handler. Everything later is the gateway's to retry, with its budget."""
-
 _CORS_METHODS = "GET, POST, OPTIONS"
 _CORS_REQUEST_HEADERS = (
     "authorization, content-type, x-request-id, x-grpc-web, x-user-agent, grpc-timeout, traceparent, tracestate"
@@ -33,10 +31,11 @@ def edge_routes(edge: Edge) -> route_pb2.RouteConfiguration:
     """
     methods = (f"/{service}/" for service in edge.services)
     prefixes = (*edge.passed_through, *methods, *http_prefixes(edge.descriptor_set, edge.services))
+    registry = method_routes(edge) if edge.registry else ()
     host = route_pb2.VirtualHost(
         name=ROUTES,
         domains=["*"],
-        routes=[_route(prefix, edge.limits) for prefix in prefixes],
+        routes=[*registry, *(_route(prefix, edge.limits) for prefix in prefixes)],
         typed_per_filter_config=_cors(edge.cors_origins),
     )
     return route_pb2.RouteConfiguration(name=ROUTES, virtual_hosts=[host])
@@ -44,28 +43,14 @@ def edge_routes(edge: Edge) -> route_pb2.RouteConfiguration:
 
 def _route(prefix: str, limits: EdgeLimits) -> route_pb2.Route:
     # A timeout of zero is none: deadlines are the client's and the gateway's, and a stream lasts as long as it speaks.
+    # Of retries Envoy does only those of requests that reached no handler; the others are the gateway's, with its budget.
     action = route_pb2.RouteAction(
         cluster=GATEWAYS,
         timeout=seconds(0),
         idle_timeout=seconds(limits.stream_idle_timeout_s),
-        retry_policy=_elsewhere(limits.retries) if limits.retries else None,
+        retry_policy=elsewhere(UNTOUCHED, limits.retries) if limits.retries else None,
     )
     return route_pb2.Route(match=route_pb2.RouteMatch(prefix=prefix), route=action)
-
-
-def _elsewhere(retries: int) -> route_pb2.RetryPolicy:
-    untried = route_pb2.RetryPolicy.RetryHostPredicate(
-        name=_PREVIOUS_HOSTS, typed_config=packed(previous_hosts_pb2.PreviousHostsPredicate())
-    )
-    policy = route_pb2.RetryPolicy(
-        retry_on=_RETRY_ON, retry_host_predicate=[untried], host_selection_retry_max_attempts=5, retry_back_off=_soon()
-    )
-    policy.num_retries.value = retries
-    return policy
-
-
-def _soon() -> route_pb2.RetryPolicy.RetryBackOff:
-    return route_pb2.RetryPolicy.RetryBackOff(base_interval=seconds(0.01), max_interval=seconds(0.1))
 
 
 def _cors(origins: tuple[str, ...]) -> Mapping[str, any_pb2.Any]:

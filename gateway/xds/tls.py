@@ -6,7 +6,7 @@ from pathlib import Path
 
 from xds import core_pb2, matcher_pb2, tls_pb2
 
-from gateway.xds.packing import packed
+from gateway.xds.packing import flag, packed
 from gateway.xds.types import ServerFiles
 from runtime.identity import TlsFiles
 
@@ -40,6 +40,18 @@ def towards_clients(files: ServerFiles) -> core_pb2.TransportSocket:
         tls_params=_modern(), tls_certificates=[_shown(files.certificate, files.key)], alpn_protocols=["h2", "http/1.1"]
     )
     return core_pb2.TransportSocket(name=_SOCKET, typed_config=packed(tls_pb2.DownstreamTlsContext(common_tls_context=common)))
+
+
+def towards_nodes(identity: TlsFiles) -> core_pb2.TransportSocket:
+    """TLS that asks for a certificate of this mesh and does without: who enrols has none yet, and people show a session."""
+    common = tls_pb2.CommonTlsContext(
+        tls_params=_modern(),
+        tls_certificates=[_shown(identity.certificate, identity.key)],
+        validation_context=tls_pb2.CertificateValidationContext(trusted_ca=_file(identity.authority)),
+        alpn_protocols=["h2"],
+    )
+    context = tls_pb2.DownstreamTlsContext(common_tls_context=common, require_client_certificate=flag(False))
+    return core_pb2.TransportSocket(name=_SOCKET, typed_config=packed(context))
 
 
 def _modern() -> tls_pb2.TlsParameters:

@@ -68,6 +68,19 @@ class EdgeLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class RegistryFront:
+    """The registry's replicas, as one endpoint: for nodes over mTLS, for people's JSON over the edge."""
+
+    endpoints: tuple[Endpoint, ...]
+    listen: Endpoint | None = None
+    """Where nodes reach it; none: only the edge's JSON does."""
+    services: tuple[str, ...] = ()
+    """Full names of the registry's services; see `descriptors.annotated_services`."""
+    name: str = server_name(Role.REGISTRY)
+    """DNS name that a registry's certificate has to carry."""
+
+
+@dataclass(frozen=True, slots=True)
 class Edge:
     """The whole of what Envoy is told, but for the gateways, which come and go."""
 
@@ -80,6 +93,7 @@ class Edge:
     """Full names of the services that are also spoken as JSON; see `descriptors.annotated_services`."""
     passed_through: tuple[str, ...] = PASSED_THROUGH
     """Path prefixes of what is spoken as gRPC only."""
+    registry: RegistryFront | None = None
     gateway_name: str = server_name(Role.GATEWAY)
     """DNS name that a gateway's certificate has to carry."""
     cors_origins: tuple[str, ...] = ()

@@ -200,6 +200,7 @@ class Cluster(_message.Message):
     CONNECT_TIMEOUT_FIELD_NUMBER: _builtins.int
     PER_CONNECTION_BUFFER_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     LB_POLICY_FIELD_NUMBER: _builtins.int
+    HEALTH_CHECKS_FIELD_NUMBER: _builtins.int
     CIRCUIT_BREAKERS_FIELD_NUMBER: _builtins.int
     TRANSPORT_SOCKET_FIELD_NUMBER: _builtins.int
     UPSTREAM_CONNECTION_OPTIONS_FIELD_NUMBER: _builtins.int
@@ -216,6 +217,8 @@ class Cluster(_message.Message):
     def connect_timeout(self) -> _duration_pb2.Duration: ...
     @_builtins.property
     def per_connection_buffer_limit_bytes(self) -> _wrappers_pb2.UInt32Value: ...
+    @_builtins.property
+    def health_checks(self) -> _containers.RepeatedCompositeFieldContainer[_core_pb2.HealthCheck]: ...
     @_builtins.property
     def circuit_breakers(self) -> Global___CircuitBreakers: ...
     @_builtins.property
@@ -235,6 +238,7 @@ class Cluster(_message.Message):
         connect_timeout: _duration_pb2.Duration | None = ...,
         per_connection_buffer_limit_bytes: _wrappers_pb2.UInt32Value | None = ...,
         lb_policy: Global___Cluster.LbPolicy.ValueType = ...,
+        health_checks: _abc.Iterable[_core_pb2.HealthCheck] | None = ...,
         circuit_breakers: Global___CircuitBreakers | None = ...,
         transport_socket: _core_pb2.TransportSocket | None = ...,
         upstream_connection_options: Global___UpstreamConnectionOptions | None = ...,
@@ -244,7 +248,7 @@ class Cluster(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["circuit_breakers", b"circuit_breakers", "cluster_discovery_type", b"cluster_discovery_type", "connect_timeout", b"connect_timeout", "eds_cluster_config", b"eds_cluster_config", "load_assignment", b"load_assignment", "per_connection_buffer_limit_bytes", b"per_connection_buffer_limit_bytes", "transport_socket", b"transport_socket", "type", b"type", "upstream_connection_options", b"upstream_connection_options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuit_breakers", b"circuit_breakers", "cluster_discovery_type", b"cluster_discovery_type", "connect_timeout", b"connect_timeout", "eds_cluster_config", b"eds_cluster_config", "ignore_health_on_host_removal", b"ignore_health_on_host_removal", "lb_policy", b"lb_policy", "load_assignment", b"load_assignment", "name", b"name", "per_connection_buffer_limit_bytes", b"per_connection_buffer_limit_bytes", "transport_socket", b"transport_socket", "type", b"type", "typed_extension_protocol_options", b"typed_extension_protocol_options", "upstream_connection_options", b"upstream_connection_options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuit_breakers", b"circuit_breakers", "cluster_discovery_type", b"cluster_discovery_type", "connect_timeout", b"connect_timeout", "eds_cluster_config", b"eds_cluster_config", "health_checks", b"health_checks", "ignore_health_on_host_removal", b"ignore_health_on_host_removal", "lb_policy", b"lb_policy", "load_assignment", b"load_assignment", "name", b"name", "per_connection_buffer_limit_bytes", b"per_connection_buffer_limit_bytes", "transport_socket", b"transport_socket", "type", b"type", "typed_extension_protocol_options", b"typed_extension_protocol_options", "upstream_connection_options", b"upstream_connection_options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_cluster_discovery_type: _TypeAlias = _typing.Literal["type"]  # noqa: Y015
     _WhichOneofArgType_cluster_discovery_type: _TypeAlias = _typing.Literal["cluster_discovery_type", b"cluster_discovery_type"]  # noqa: Y015

@@ -714,3 +714,66 @@ class SubstitutionFormatString(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_format) -> _WhichOneofReturnType_format | None: ...
 
 Global___SubstitutionFormatString: _TypeAlias = SubstitutionFormatString  # noqa: Y015
+
+@_typing.final
+class HealthCheck(_message.Message):
+    """How a member is asked whether it is well."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class GrpcHealthCheck(_message.Message):
+        """By grpc.health.v1."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        SERVICE_NAME_FIELD_NUMBER: _builtins.int
+        service_name: _builtins.str
+        def __init__(
+            self,
+            *,
+            service_name: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["service_name", b"service_name"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    UNHEALTHY_THRESHOLD_FIELD_NUMBER: _builtins.int
+    HEALTHY_THRESHOLD_FIELD_NUMBER: _builtins.int
+    GRPC_HEALTH_CHECK_FIELD_NUMBER: _builtins.int
+    NO_TRAFFIC_INTERVAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def interval(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def unhealthy_threshold(self) -> _wrappers_pb2.UInt32Value: ...
+    @_builtins.property
+    def healthy_threshold(self) -> _wrappers_pb2.UInt32Value: ...
+    @_builtins.property
+    def grpc_health_check(self) -> Global___HealthCheck.GrpcHealthCheck: ...
+    @_builtins.property
+    def no_traffic_interval(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        timeout: _duration_pb2.Duration | None = ...,
+        interval: _duration_pb2.Duration | None = ...,
+        unhealthy_threshold: _wrappers_pb2.UInt32Value | None = ...,
+        healthy_threshold: _wrappers_pb2.UInt32Value | None = ...,
+        grpc_health_check: Global___HealthCheck.GrpcHealthCheck | None = ...,
+        no_traffic_interval: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grpc_health_check", b"grpc_health_check", "health_checker", b"health_checker", "healthy_threshold", b"healthy_threshold", "interval", b"interval", "no_traffic_interval", b"no_traffic_interval", "timeout", b"timeout", "unhealthy_threshold", b"unhealthy_threshold"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grpc_health_check", b"grpc_health_check", "health_checker", b"health_checker", "healthy_threshold", b"healthy_threshold", "interval", b"interval", "no_traffic_interval", b"no_traffic_interval", "timeout", b"timeout", "unhealthy_threshold", b"unhealthy_threshold"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_health_checker: _TypeAlias = _typing.Literal["grpc_health_check"]  # noqa: Y015
+    _WhichOneofArgType_health_checker: _TypeAlias = _typing.Literal["health_checker", b"health_checker"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_health_checker) -> _WhichOneofReturnType_health_checker | None: ...
+
+Global___HealthCheck: _TypeAlias = HealthCheck  # noqa: Y015

@@ -206,6 +206,44 @@ class HttpConnectionManager(_message.Message):
     UNESCAPE_AND_REDIRECT: HttpConnectionManager.PathWithEscapedSlashesAction.ValueType  # 3
     UNESCAPE_AND_FORWARD: HttpConnectionManager.PathWithEscapedSlashesAction.ValueType  # 4
 
+    class _ForwardClientCertDetails:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ForwardClientCertDetailsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[HttpConnectionManager._ForwardClientCertDetails.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SANITIZE: HttpConnectionManager._ForwardClientCertDetails.ValueType  # 0
+        FORWARD_ONLY: HttpConnectionManager._ForwardClientCertDetails.ValueType  # 1
+        APPEND_FORWARD: HttpConnectionManager._ForwardClientCertDetails.ValueType  # 2
+        SANITIZE_SET: HttpConnectionManager._ForwardClientCertDetails.ValueType  # 3
+        ALWAYS_FORWARD_ONLY: HttpConnectionManager._ForwardClientCertDetails.ValueType  # 4
+
+    class ForwardClientCertDetails(_ForwardClientCertDetails, metaclass=_ForwardClientCertDetailsEnumTypeWrapper): ...
+    SANITIZE: HttpConnectionManager.ForwardClientCertDetails.ValueType  # 0
+    FORWARD_ONLY: HttpConnectionManager.ForwardClientCertDetails.ValueType  # 1
+    APPEND_FORWARD: HttpConnectionManager.ForwardClientCertDetails.ValueType  # 2
+    SANITIZE_SET: HttpConnectionManager.ForwardClientCertDetails.ValueType  # 3
+    ALWAYS_FORWARD_ONLY: HttpConnectionManager.ForwardClientCertDetails.ValueType  # 4
+
+    @_typing.final
+    class SetCurrentClientCertDetails(_message.Message):
+        """What of a client's certificate goes into x-forwarded-client-cert."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        URI_FIELD_NUMBER: _builtins.int
+        uri: _builtins.bool
+        def __init__(
+            self,
+            *,
+            uri: _builtins.bool = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["uri", b"uri"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CODEC_TYPE_FIELD_NUMBER: _builtins.int
     STAT_PREFIX_FIELD_NUMBER: _builtins.int
     RDS_FIELD_NUMBER: _builtins.int
@@ -215,6 +253,8 @@ class HttpConnectionManager(_message.Message):
     DRAIN_TIMEOUT_FIELD_NUMBER: _builtins.int
     USE_REMOTE_ADDRESS_FIELD_NUMBER: _builtins.int
     GENERATE_REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FORWARD_CLIENT_CERT_DETAILS_FIELD_NUMBER: _builtins.int
+    SET_CURRENT_CLIENT_CERT_DETAILS_FIELD_NUMBER: _builtins.int
     STREAM_IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
     MAX_REQUEST_HEADERS_KB_FIELD_NUMBER: _builtins.int
     NORMALIZE_PATH_FIELD_NUMBER: _builtins.int
@@ -230,6 +270,7 @@ class HttpConnectionManager(_message.Message):
     codec_type: Global___HttpConnectionManager.CodecType.ValueType
     stat_prefix: _builtins.str
     server_name: _builtins.str
+    forward_client_cert_details: Global___HttpConnectionManager.ForwardClientCertDetails.ValueType
     preserve_external_request_id: _builtins.bool
     merge_slashes: _builtins.bool
     always_set_request_id_in_response: _builtins.bool
@@ -246,6 +287,8 @@ class HttpConnectionManager(_message.Message):
     def use_remote_address(self) -> _wrappers_pb2.BoolValue: ...
     @_builtins.property
     def generate_request_id(self) -> _wrappers_pb2.BoolValue: ...
+    @_builtins.property
+    def set_current_client_cert_details(self) -> Global___HttpConnectionManager.SetCurrentClientCertDetails: ...
     @_builtins.property
     def stream_idle_timeout(self) -> _duration_pb2.Duration: ...
     @_builtins.property
@@ -274,6 +317,8 @@ class HttpConnectionManager(_message.Message):
         drain_timeout: _duration_pb2.Duration | None = ...,
         use_remote_address: _wrappers_pb2.BoolValue | None = ...,
         generate_request_id: _wrappers_pb2.BoolValue | None = ...,
+        forward_client_cert_details: Global___HttpConnectionManager.ForwardClientCertDetails.ValueType = ...,
+        set_current_client_cert_details: Global___HttpConnectionManager.SetCurrentClientCertDetails | None = ...,
         stream_idle_timeout: _duration_pb2.Duration | None = ...,
         max_request_headers_kb: _wrappers_pb2.UInt32Value | None = ...,
         normalize_path: _wrappers_pb2.BoolValue | None = ...,
@@ -287,9 +332,9 @@ class HttpConnectionManager(_message.Message):
         request_headers_timeout: _duration_pb2.Duration | None = ...,
         path_with_escaped_slashes_action: Global___HttpConnectionManager.PathWithEscapedSlashesAction.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["common_http_protocol_options", b"common_http_protocol_options", "drain_timeout", b"drain_timeout", "generate_request_id", b"generate_request_id", "http2_protocol_options", b"http2_protocol_options", "local_reply_config", b"local_reply_config", "max_request_headers_kb", b"max_request_headers_kb", "normalize_path", b"normalize_path", "rds", b"rds", "request_headers_timeout", b"request_headers_timeout", "request_id_extension", b"request_id_extension", "route_specifier", b"route_specifier", "stream_error_on_invalid_http_message", b"stream_error_on_invalid_http_message", "stream_idle_timeout", b"stream_idle_timeout", "use_remote_address", b"use_remote_address"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["common_http_protocol_options", b"common_http_protocol_options", "drain_timeout", b"drain_timeout", "generate_request_id", b"generate_request_id", "http2_protocol_options", b"http2_protocol_options", "local_reply_config", b"local_reply_config", "max_request_headers_kb", b"max_request_headers_kb", "normalize_path", b"normalize_path", "rds", b"rds", "request_headers_timeout", b"request_headers_timeout", "request_id_extension", b"request_id_extension", "route_specifier", b"route_specifier", "set_current_client_cert_details", b"set_current_client_cert_details", "stream_error_on_invalid_http_message", b"stream_error_on_invalid_http_message", "stream_idle_timeout", b"stream_idle_timeout", "use_remote_address", b"use_remote_address"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["always_set_request_id_in_response", b"always_set_request_id_in_response", "codec_type", b"codec_type", "common_http_protocol_options", b"common_http_protocol_options", "drain_timeout", b"drain_timeout", "generate_request_id", b"generate_request_id", "http2_protocol_options", b"http2_protocol_options", "http_filters", b"http_filters", "local_reply_config", b"local_reply_config", "max_request_headers_kb", b"max_request_headers_kb", "merge_slashes", b"merge_slashes", "normalize_path", b"normalize_path", "path_with_escaped_slashes_action", b"path_with_escaped_slashes_action", "preserve_external_request_id", b"preserve_external_request_id", "rds", b"rds", "request_headers_timeout", b"request_headers_timeout", "request_id_extension", b"request_id_extension", "route_specifier", b"route_specifier", "server_name", b"server_name", "stat_prefix", b"stat_prefix", "stream_error_on_invalid_http_message", b"stream_error_on_invalid_http_message", "stream_idle_timeout", b"stream_idle_timeout", "use_remote_address", b"use_remote_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["always_set_request_id_in_response", b"always_set_request_id_in_response", "codec_type", b"codec_type", "common_http_protocol_options", b"common_http_protocol_options", "drain_timeout", b"drain_timeout", "forward_client_cert_details", b"forward_client_cert_details", "generate_request_id", b"generate_request_id", "http2_protocol_options", b"http2_protocol_options", "http_filters", b"http_filters", "local_reply_config", b"local_reply_config", "max_request_headers_kb", b"max_request_headers_kb", "merge_slashes", b"merge_slashes", "normalize_path", b"normalize_path", "path_with_escaped_slashes_action", b"path_with_escaped_slashes_action", "preserve_external_request_id", b"preserve_external_request_id", "rds", b"rds", "request_headers_timeout", b"request_headers_timeout", "request_id_extension", b"request_id_extension", "route_specifier", b"route_specifier", "server_name", b"server_name", "set_current_client_cert_details", b"set_current_client_cert_details", "stat_prefix", b"stat_prefix", "stream_error_on_invalid_http_message", b"stream_error_on_invalid_http_message", "stream_idle_timeout", b"stream_idle_timeout", "use_remote_address", b"use_remote_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_route_specifier: _TypeAlias = _typing.Literal["rds"]  # noqa: Y015
     _WhichOneofArgType_route_specifier: _TypeAlias = _typing.Literal["route_specifier", b"route_specifier"]  # noqa: Y015

@@ -28,7 +28,7 @@ from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb
 from xds import matcher_pb2 as xds_dot_matcher__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0fxds/route.proto\x12\x15\x65nvoy.config.route.v3\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a\x11xds/matcher.proto\"\xcb\x01\n\rHeaderMatcher\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\rpresent_match\x18\x07 \x01(\x08H\x00\x12<\n\x0cstring_match\x18\r \x01(\x0b\x32$.envoy.type.matcher.v3.StringMatcherH\x00\x12\x14\n\x0cinvert_match\x18\x08 \x01(\x08\x12%\n\x1dtreat_missing_header_as_empty\x18\x0e \x01(\x08\x42\x18\n\x16header_match_specifier\"w\n\nRouteMatch\x12\x10\n\x06prefix\x18\x01 \x01(\tH\x00\x12\x0e\n\x04path\x18\x02 \x01(\tH\x00\x12\x35\n\x07headers\x18\x06 \x03(\x0b\x32$.envoy.config.route.v3.HeaderMatcherB\x10\n\x0epath_specifier\"\xef\x03\n\x0bRetryPolicy\x12\x10\n\x08retry_on\x18\x01 \x01(\t\x12\x31\n\x0bnum_retries\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12S\n\x14retry_host_predicate\x18\x05 \x03(\x0b\x32\x35.envoy.config.route.v3.RetryPolicy.RetryHostPredicate\x12)\n!host_selection_retry_max_attempts\x18\x06 \x01(\x03\x12G\n\x0eretry_back_off\x18\x08 \x01(\x0b\x32/.envoy.config.route.v3.RetryPolicy.RetryBackOff\x1aq\n\x0cRetryBackOff\x12\x30\n\rbase_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a_\n\x12RetryHostPredicate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x03 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\r\n\x0b\x63onfig_type\"\xcc\x01\n\x0bRouteAction\x12\x11\n\x07\x63luster\x18\x01 \x01(\tH\x00\x12*\n\x07timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x0cretry_policy\x18\t \x01(\x0b\x32\".envoy.config.route.v3.RetryPolicy\x12/\n\x0cidle_timeout\x18\x18 \x01(\x0b\x32\x19.google.protobuf.DurationB\x13\n\x11\x63luster_specifier\"\x86\x01\n\x05Route\x12\x30\n\x05match\x18\x01 \x01(\x0b\x32!.envoy.config.route.v3.RouteMatch\x12\x33\n\x05route\x18\x02 \x01(\x0b\x32\".envoy.config.route.v3.RouteActionH\x00\x12\x0c\n\x04name\x18\x0e \x01(\tB\x08\n\x06\x61\x63tion\"\x8c\x02\n\x0bVirtualHost\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64omains\x18\x02 \x03(\t\x12,\n\x06routes\x18\x03 \x03(\x0b\x32\x1c.envoy.config.route.v3.Route\x12]\n\x17typed_per_filter_config\x18\x0f \x03(\x0b\x32<.envoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntry\x1aQ\n\x19TypedPerFilterConfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any:\x02\x38\x01\"]\n\x12RouteConfiguration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x39\n\rvirtual_hosts\x18\x02 \x03(\x0b\x32\".envoy.config.route.v3.VirtualHostb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0fxds/route.proto\x12\x15\x65nvoy.config.route.v3\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a\x11xds/matcher.proto\"\xcb\x01\n\rHeaderMatcher\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\rpresent_match\x18\x07 \x01(\x08H\x00\x12<\n\x0cstring_match\x18\r \x01(\x0b\x32$.envoy.type.matcher.v3.StringMatcherH\x00\x12\x14\n\x0cinvert_match\x18\x08 \x01(\x08\x12%\n\x1dtreat_missing_header_as_empty\x18\x0e \x01(\x08\x42\x18\n\x16header_match_specifier\"w\n\nRouteMatch\x12\x10\n\x06prefix\x18\x01 \x01(\tH\x00\x12\x0e\n\x04path\x18\x02 \x01(\tH\x00\x12\x35\n\x07headers\x18\x06 \x03(\x0b\x32$.envoy.config.route.v3.HeaderMatcherB\x10\n\x0epath_specifier\"\xa3\x04\n\x0bRetryPolicy\x12\x10\n\x08retry_on\x18\x01 \x01(\t\x12\x31\n\x0bnum_retries\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x32\n\x0fper_try_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12S\n\x14retry_host_predicate\x18\x05 \x03(\x0b\x32\x35.envoy.config.route.v3.RetryPolicy.RetryHostPredicate\x12)\n!host_selection_retry_max_attempts\x18\x06 \x01(\x03\x12G\n\x0eretry_back_off\x18\x08 \x01(\x0b\x32/.envoy.config.route.v3.RetryPolicy.RetryBackOff\x1aq\n\x0cRetryBackOff\x12\x30\n\rbase_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a_\n\x12RetryHostPredicate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x03 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\r\n\x0b\x63onfig_type\"\xcc\x01\n\x0bRouteAction\x12\x11\n\x07\x63luster\x18\x01 \x01(\tH\x00\x12*\n\x07timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x38\n\x0cretry_policy\x18\t \x01(\x0b\x32\".envoy.config.route.v3.RetryPolicy\x12/\n\x0cidle_timeout\x18\x18 \x01(\x0b\x32\x19.google.protobuf.DurationB\x13\n\x11\x63luster_specifier\"\x86\x01\n\x05Route\x12\x30\n\x05match\x18\x01 \x01(\x0b\x32!.envoy.config.route.v3.RouteMatch\x12\x33\n\x05route\x18\x02 \x01(\x0b\x32\".envoy.config.route.v3.RouteActionH\x00\x12\x0c\n\x04name\x18\x0e \x01(\tB\x08\n\x06\x61\x63tion\"\x8c\x02\n\x0bVirtualHost\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64omains\x18\x02 \x03(\t\x12,\n\x06routes\x18\x03 \x03(\x0b\x32\x1c.envoy.config.route.v3.Route\x12]\n\x17typed_per_filter_config\x18\x0f \x03(\x0b\x32<.envoy.config.route.v3.VirtualHost.TypedPerFilterConfigEntry\x1aQ\n\x19TypedPerFilterConfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any:\x02\x38\x01\"]\n\x12RouteConfiguration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x39\n\rvirtual_hosts\x18\x02 \x03(\x0b\x32\".envoy.config.route.v3.VirtualHostb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,19 +42,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTEMATCH']._serialized_start=358
   _globals['_ROUTEMATCH']._serialized_end=477
   _globals['_RETRYPOLICY']._serialized_start=480
-  _globals['_RETRYPOLICY']._serialized_end=975
-  _globals['_RETRYPOLICY_RETRYBACKOFF']._serialized_start=765
-  _globals['_RETRYPOLICY_RETRYBACKOFF']._serialized_end=878
-  _globals['_RETRYPOLICY_RETRYHOSTPREDICATE']._serialized_start=880
-  _globals['_RETRYPOLICY_RETRYHOSTPREDICATE']._serialized_end=975
-  _globals['_ROUTEACTION']._serialized_start=978
-  _globals['_ROUTEACTION']._serialized_end=1182
-  _globals['_ROUTE']._serialized_start=1185
-  _globals['_ROUTE']._serialized_end=1319
-  _globals['_VIRTUALHOST']._serialized_start=1322
-  _globals['_VIRTUALHOST']._serialized_end=1590
-  _globals['_VIRTUALHOST_TYPEDPERFILTERCONFIGENTRY']._serialized_start=1509
-  _globals['_VIRTUALHOST_TYPEDPERFILTERCONFIGENTRY']._serialized_end=1590
-  _globals['_ROUTECONFIGURATION']._serialized_start=1592
-  _globals['_ROUTECONFIGURATION']._serialized_end=1685
+  _globals['_RETRYPOLICY']._serialized_end=1027
+  _globals['_RETRYPOLICY_RETRYBACKOFF']._serialized_start=817
+  _globals['_RETRYPOLICY_RETRYBACKOFF']._serialized_end=930
+  _globals['_RETRYPOLICY_RETRYHOSTPREDICATE']._serialized_start=932
+  _globals['_RETRYPOLICY_RETRYHOSTPREDICATE']._serialized_end=1027
+  _globals['_ROUTEACTION']._serialized_start=1030
+  _globals['_ROUTEACTION']._serialized_end=1234
+  _globals['_ROUTE']._serialized_start=1237
+  _globals['_ROUTE']._serialized_end=1371
+  _globals['_VIRTUALHOST']._serialized_start=1374
+  _globals['_VIRTUALHOST']._serialized_end=1642
+  _globals['_VIRTUALHOST_TYPEDPERFILTERCONFIGENTRY']._serialized_start=1561
+  _globals['_VIRTUALHOST_TYPEDPERFILTERCONFIGENTRY']._serialized_end=1642
+  _globals['_ROUTECONFIGURATION']._serialized_start=1644
+  _globals['_ROUTECONFIGURATION']._serialized_end=1737
 # @@protoc_insertion_point(module_scope)

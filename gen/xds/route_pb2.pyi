@@ -147,6 +147,7 @@ class RetryPolicy(_message.Message):
 
     RETRY_ON_FIELD_NUMBER: _builtins.int
     NUM_RETRIES_FIELD_NUMBER: _builtins.int
+    PER_TRY_TIMEOUT_FIELD_NUMBER: _builtins.int
     RETRY_HOST_PREDICATE_FIELD_NUMBER: _builtins.int
     HOST_SELECTION_RETRY_MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     RETRY_BACK_OFF_FIELD_NUMBER: _builtins.int
@@ -154,6 +155,8 @@ class RetryPolicy(_message.Message):
     host_selection_retry_max_attempts: _builtins.int
     @_builtins.property
     def num_retries(self) -> _wrappers_pb2.UInt32Value: ...
+    @_builtins.property
+    def per_try_timeout(self) -> _duration_pb2.Duration: ...
     @_builtins.property
     def retry_host_predicate(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetryPolicy.RetryHostPredicate]: ...
     @_builtins.property
@@ -163,13 +166,14 @@ class RetryPolicy(_message.Message):
         *,
         retry_on: _builtins.str = ...,
         num_retries: _wrappers_pb2.UInt32Value | None = ...,
+        per_try_timeout: _duration_pb2.Duration | None = ...,
         retry_host_predicate: _abc.Iterable[Global___RetryPolicy.RetryHostPredicate] | None = ...,
         host_selection_retry_max_attempts: _builtins.int = ...,
         retry_back_off: Global___RetryPolicy.RetryBackOff | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["num_retries", b"num_retries", "retry_back_off", b"retry_back_off"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["num_retries", b"num_retries", "per_try_timeout", b"per_try_timeout", "retry_back_off", b"retry_back_off"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_selection_retry_max_attempts", b"host_selection_retry_max_attempts", "num_retries", b"num_retries", "retry_back_off", b"retry_back_off", "retry_host_predicate", b"retry_host_predicate", "retry_on", b"retry_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_selection_retry_max_attempts", b"host_selection_retry_max_attempts", "num_retries", b"num_retries", "per_try_timeout", b"per_try_timeout", "retry_back_off", b"retry_back_off", "retry_host_predicate", b"retry_host_predicate", "retry_on", b"retry_on"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

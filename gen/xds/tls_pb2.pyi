@@ -8,6 +8,7 @@ A subset of Envoy's v3 API, equal on the wire: packages, names and numbers are E
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import wrappers_pb2 as _wrappers_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from xds import core_pb2 as _core_pb2
@@ -232,16 +233,20 @@ class DownstreamTlsContext(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     COMMON_TLS_CONTEXT_FIELD_NUMBER: _builtins.int
+    REQUIRE_CLIENT_CERTIFICATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def common_tls_context(self) -> Global___CommonTlsContext: ...
+    @_builtins.property
+    def require_client_certificate(self) -> _wrappers_pb2.BoolValue: ...
     def __init__(
         self,
         *,
         common_tls_context: Global___CommonTlsContext | None = ...,
+        require_client_certificate: _wrappers_pb2.BoolValue | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["common_tls_context", b"common_tls_context"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["common_tls_context", b"common_tls_context", "require_client_certificate", b"require_client_certificate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["common_tls_context", b"common_tls_context"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["common_tls_context", b"common_tls_context", "require_client_certificate", b"require_client_certificate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

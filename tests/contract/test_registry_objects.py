@@ -1,135 +1,107 @@
-"""What every object store has to do, whatever it is made of."""
+"""What every store of sealed bytes has to do, whatever it is made of: a folder, and a real server that speaks S3."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
-from contextlib import aclosing
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from registry.local_objects import LocalObjects
-from registry.memory import MemoryObjects
-from registry.ports import FileCorrupt, FileUnknown, Objects, UploadBusy, UploadOffsetWrong, UploadRefused
-from registry.types import FileStatus
-from runtime.errors import InvalidArgument
-from runtime.ids import Digest
+from registry.files.errors import ObjectMissing
+from registry.files.objects import Objects
+from registry.files.stores import open_objects
+from tests.support.s3 import S3Server, running_s3
 
-CONTENT = bytes(range(256)) * 100
-SIZE = len(CONTENT)
-SHA256 = Digest(hashlib.sha256(CONTENT).hexdigest())
-NOTHING = FileStatus(0, complete=False)
+KEY = f"objects/{'0a' * 16}/7"
+CONTENT = bytes(range(256)) * 4096
 
 
-@pytest.fixture(params=["memory", "local"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
-    return MemoryObjects() if request.param == "memory" else LocalObjects(tmp_path)
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    with running_s3() as server:
+        yield server
 
 
-async def send(
-    objects: Objects, content: bytes, *, sha256: Digest = SHA256, size_bytes: int = SIZE, offset_bytes: int = 0
-) -> FileStatus:
-    async with objects.upload(sha256, size_bytes=size_bytes, offset_bytes=offset_bytes) as upload:
-        for start in range(0, len(content), 1000):
-            await upload.write(content[start : start + 1000])
-        assert upload.received_bytes == offset_bytes + len(content)
-        return await upload.finish()
+@pytest.fixture(params=["local", "s3"])
+async def objects(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Objects]:
+    address = str(tmp_path / "objects")
+    if request.param == "s3":
+        server: S3Server = request.getfixturevalue("s3")
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        address = f"{server.new_bucket(f'bucket-{secrets.token_hex(4)}')}/some/prefix"
+    async with open_objects(address) as opened:
+        yield opened
 
 
-async def read(objects: Objects, offset_bytes: int = 0) -> bytes:
-    async with aclosing(objects.read(SHA256, offset_bytes=offset_bytes, chunk_bytes=999)) as chunks:
-        return b"".join([chunk async for chunk in chunks])
+async def keys(objects: Objects, prefix: str = "objects/") -> set[str]:
+    return {each.key async for page in objects.pages(prefix) for each in page}
 
 
-async def test_a_whole_file_is_visible_from_any_offset(objects: Objects) -> None:
-    assert await objects.stat(SHA256) == NOTHING
-    assert await send(objects, CONTENT) == FileStatus(SIZE, complete=True)
-    assert await objects.stat(SHA256) == FileStatus(SIZE, complete=True)
-    for offset in (0, 1, 999, SIZE):
-        assert await read(objects, offset) == CONTENT[offset:]
-    with pytest.raises(InvalidArgument):
-        await read(objects, SIZE + 1)
+async def test_what_was_put_is_read_whole_and_in_pieces(objects: Objects) -> None:
+    assert await objects.put(KEY, bytearray(CONTENT))
+    assert await objects.get(KEY, 0, len(CONTENT)) == CONTENT
+    assert await objects.get(KEY, 1000, 24) == CONTENT[1000:1024]
+    assert await objects.get(KEY, len(CONTENT) - 1, 1) == CONTENT[-1:]
 
 
-async def test_a_part_stays_unseen_until_the_rest_came(objects: Objects) -> None:
-    assert await send(objects, CONTENT[:2500]) == FileStatus(2500, complete=False)
-    assert await objects.stat(SHA256) == FileStatus(2500, complete=False)
-    with pytest.raises(FileUnknown):
-        await read(objects)
-    assert (await send(objects, CONTENT[2500:], offset_bytes=2500)).complete
-    assert await read(objects) == CONTENT
+async def test_what_was_put_first_stays(objects: Objects) -> None:
+    assert await objects.put(KEY, b"first")
+    assert not await objects.put(KEY, b"second")
+    assert await objects.get(KEY, 0, 5) == b"first"
 
 
-async def test_a_sender_that_breaks_off_leaves_its_part(objects: Objects) -> None:
-    async def break_off() -> None:
-        async with objects.upload(SHA256, size_bytes=SIZE, offset_bytes=0) as upload:
-            await upload.write(CONTENT[:10])
-            raise ConnectionResetError
-
-    with pytest.raises(ConnectionResetError):
-        await break_off()
-    assert (await send(objects, CONTENT[10:], offset_bytes=10)).complete
+async def test_of_many_that_put_at_once_one_wins_whole(objects: Objects) -> None:
+    contents = [bytes([number]) * 100_000 for number in range(8)]
+    won = await asyncio.gather(*(objects.put(KEY, content) for content in contents))
+    assert won.count(True) == 1
+    assert await objects.get(KEY, 0, 100_000) == contents[won.index(True)]
 
 
-@pytest.mark.parametrize("offset_bytes", [1, SIZE])
-async def test_an_upload_goes_on_where_the_part_ends_only(objects: Objects, offset_bytes: int) -> None:
-    with pytest.raises(UploadOffsetWrong):
-        await send(objects, b"", offset_bytes=offset_bytes)
-    assert await objects.stat(SHA256) == NOTHING
+@pytest.mark.parametrize(("start_byte", "size_bytes"), [(0, 6), (5, 1), (6, 1), (4, 2)])
+async def test_bytes_that_are_not_there_are_missed(objects: Objects, start_byte: int, size_bytes: int) -> None:
+    await objects.put(KEY, b"12345")
+    with pytest.raises(ObjectMissing):
+        await objects.get(KEY, start_byte, size_bytes)
 
 
-async def test_the_wrong_content_leaves_nothing(objects: Objects) -> None:
-    with pytest.raises(UploadRefused):
-        await send(objects, CONTENT[:-1] + b"?")
-    assert await objects.stat(SHA256) == NOTHING
-    assert (await send(objects, CONTENT)).complete
+async def test_an_object_that_is_not_there_is_missed_and_its_deletion_is_no_fault(objects: Objects) -> None:
+    with pytest.raises(ObjectMissing):
+        await objects.get(KEY, 0, 1)
+    await objects.delete([KEY, "objects/other/0"])
+    await objects.delete([])
+    assert await keys(objects) == set()
 
 
-async def test_more_than_announced_is_not_taken(objects: Objects) -> None:
-    with pytest.raises(UploadRefused):
-        await send(objects, CONTENT, size_bytes=1500)
-    assert (await objects.stat(SHA256)).received_bytes == 1000
-    with pytest.raises(UploadRefused):
-        await send(objects, b"", size_bytes=999, offset_bytes=999)
+async def test_all_under_a_prefix_is_listed_with_size_and_age(objects: Objects) -> None:
+    before_ms = int(time.time() * 1000)
+    wanted = {f"objects/{letter * 32}/{number}": number + 1 for letter in "ab" for number in range(3)}
+    for key, size_bytes in wanted.items():
+        await objects.put(key, b"x" * size_bytes)
+    await objects.put("elsewhere/1", b"x")
+    listed = [each async for page in objects.pages("objects/") for each in page]
+    assert {each.key: each.size_bytes for each in listed} == wanted
+    assert all(abs(each.modified_at_ms - before_ms) < 60_000 for each in listed)
+    assert await keys(objects, f"objects/{'a' * 32}/") == {key for key in wanted if "aaa" in key}
+    assert await keys(objects, "nothing/") == set()
 
 
-async def test_one_sender_at_a_time(objects: Objects) -> None:
-    async with objects.upload(SHA256, size_bytes=SIZE, offset_bytes=0) as upload:
-        with pytest.raises(UploadBusy):
-            await send(objects, CONTENT)
-        await upload.write(CONTENT)
-        assert (await upload.finish()).complete
-    with pytest.raises(UploadBusy):
-        await send(objects, CONTENT)
-    assert await read(objects) == CONTENT
+async def test_what_was_deleted_may_be_put_anew(objects: Objects) -> None:
+    await objects.put(KEY, b"first")
+    await objects.delete([KEY])
+    assert await keys(objects) == set()
+    assert await objects.put(KEY, b"second")
+    assert await objects.get(KEY, 0, 6) == b"second"
 
 
-async def test_an_empty_file_is_a_file(objects: Objects) -> None:
-    empty = Digest(hashlib.sha256(b"").hexdigest())
-    assert await send(objects, b"", sha256=empty, size_bytes=0) == FileStatus(0, complete=True)
-    assert await objects.stat(empty) == FileStatus(0, complete=True)
+async def test_what_proves_the_store_leaves_nothing(objects: Objects) -> None:
+    assert await keys(objects, "probe/") == set()
 
 
-def rot_in_memory(objects: Objects) -> None:
-    assert isinstance(objects, MemoryObjects)
-    objects._whole[SHA256] = CONTENT[:-1] + b"?"
-
-
-def rot_on_disk(objects: Objects) -> None:
-    assert isinstance(objects, LocalObjects)
-    objects._object(SHA256).write_bytes(CONTENT[:-1] + b"?")
-
-
-@pytest.mark.parametrize("offset_bytes", [0, 500, SIZE])
-@pytest.mark.parametrize(("objects", "rot"), [("memory", rot_in_memory), ("local", rot_on_disk)], indirect=["objects"])
-async def test_rot_is_found_by_whoever_reads_and_can_be_mended(
-    objects: Objects, rot: Callable[[Objects], None], offset_bytes: int
-) -> None:
-    await send(objects, CONTENT)
-    rot(objects)
-    with pytest.raises(FileCorrupt):
-        await read(objects, offset_bytes)
-    assert await objects.stat(SHA256) == NOTHING
-    assert (await send(objects, CONTENT)).complete
-    assert await read(objects) == CONTENT
+@pytest.mark.parametrize("key", ["", "/etc/passwd", "../up", "a/../b", "a//b", "A", "a/", "a b"])
+async def test_a_key_that_leads_elsewhere_is_a_bug(objects: Objects, key: str) -> None:
+    with pytest.raises(ValueError, match="no key"):
+        await objects.put(key, b"")

@@ -102,9 +102,9 @@ def fuzz_manifest(data: bytes) -> None:
     if choices.flag(4):
         raw = choices.blob(200)
         signed.manifest, signed.signature = raw, _SIGNER.sign(b"penstock-manifest-v1\n" + raw).signature
-    payload = spoilt(choices, signed.SerializeToString())
+    payload = spoilt(choices, models_pb2.GetVersionResponse(manifest=signed).SerializeToString())
     with _only_refusals():
-        description = open_manifest(payload, digest_of(signed), {bytes(_SIGNER.verify_key)})
+        description = open_manifest(payload, digest_of(signed), {bytes(_SIGNER.verify_key)}, now_ms=0)
         assert all(not Path(file.path).is_absolute() and ".." not in Path(file.path).parts for file in description.files)
         RequestCodec(description.spec).decode(infer_request(choices))
 

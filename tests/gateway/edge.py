@@ -24,15 +24,19 @@ from gateway.kserve.servicer import SERVICE, KServeServicer
 from gateway.mesh import Mesh
 from gateway.metrics import GatewayMetrics
 from gateway.routing import Router, RoutingSettings
+from gateway.targets import Targets
 from gateway.types import FleetNews
 from placement.types import Strategy, Worker
 from runtime.clock import SystemClock
 from runtime.errors import NotFound
 from runtime.ids import KeyId, TenantId
+from runtime.notices import NoticeBoard
 from runtime.serving import Listen, ServerLimits, serving
 from tests.gateway.fakes import LOCAL, FakeDirectory, FakeLink, FakeRepository, FakeSource, wish_of
 
 ADMIN, CALLER, SLOW, ONLY_M = "sk-pn-admin", "sk-pn-caller", "sk-pn-slow", "sk-pn-only-m"
+STRANGER, AUDITOR = "sk-pn-stranger", "sk-pn-auditor"
+"""The one is another tenant's, the other may not call."""
 
 
 def _digest(secret: str) -> bytes:
@@ -46,6 +50,8 @@ def key_table() -> dict[bytes, KeyFacts]:
         _digest(CALLER): KeyFacts(KeyId("caller"), tenant),
         _digest(SLOW): KeyFacts(KeyId("slow"), tenant, requests_per_s=0.01, burst=2),
         _digest(ONLY_M): KeyFacts(KeyId("only-m"), tenant, allowed_models=frozenset({"m"})),
+        _digest(STRANGER): KeyFacts(KeyId("stranger"), TenantId("u"), admin=True),
+        _digest(AUDITOR): KeyFacts(KeyId("auditor"), tenant, may_infer=False),
     }
 
 
@@ -104,6 +110,7 @@ async def gateway_under_test(
     *workers: Worker,
     links: dict[str, FakeLink] | None = None,
     auth: bool = True,
+    board: NoticeBoard | None = None,
     cold_wait_s: float = 0.2,
     load_wait_s: float = 5.0,
     stream_in_flight: int = 4,
@@ -115,8 +122,11 @@ async def gateway_under_test(
     def open_link(worker: Worker) -> FakeLink:
         return made.setdefault(worker.worker_id, FakeLink(worker.address))
 
-    fleet, metrics = Fleet(FakeSource(), open_link, clock), GatewayMetrics(registry)
+    fleet, metrics = Fleet(FakeSource(), open_link, clock, board), GatewayMetrics(registry)
     keys, stub_worker = Keys(directory, clock), StubWorker()  # type: ignore[abstract]
+    if board is not None:
+        board.on_key.append(lambda key_id: keys.forget([key_id]))
+        board.on_resync.append(keys.doubt_all)
     settings = RoutingSettings(Strategy.ROUND_ROBIN, cold_wait_s)
     limits = ServerLimits(message_bytes=message_bytes)
 
@@ -128,11 +138,13 @@ async def gateway_under_test(
         mesh = Mesh(
             Callers(keys if auth else None, metrics),
             Router(fleet, metrics, settings),
+            Targets(board, fleet, enforced=auth, wait_s=cold_wait_s),
             fleet,
             copies,
             Repository(fleet, repository, repository, RepositorySettings(LOCAL, load_copies=2, load_wait_s=load_wait_s)),
             repository,  # type: ignore[arg-type]
             metrics,
+            board or NoticeBoard(),
         )
         servicer = KServeServicer(mesh, stream_in_flight=stream_in_flight)
         async with serving([Listen("127.0.0.1", 0)], [servicer.register], [SERVICE], limits=limits, drain_grace_s=0.1) as outer:

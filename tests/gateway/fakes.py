@@ -12,7 +12,8 @@ from gateway.types import FleetNews, PublishedVersion
 from placement.assign import Placement
 from placement.types import Copy, CopyState, Worker
 from runtime.errors import NotFound, PenstockError, Unavailable
-from runtime.ids import Digest, KeyId, ModelName, ModelVersion, Region, WorkerId
+from runtime.ids import Digest, ModelName, ModelVersion, Region, TenantId, WorkerId
+from runtime.notices import AliasTarget, ModelNotice
 
 LOCAL = Region("local")
 DIGEST = Digest("d" * 64)
@@ -134,8 +135,6 @@ class FakeDirectory:
     away: bool = False
     asked: int = 0
     gate: asyncio.Event | None = None
-    changes: asyncio.Queue[Sequence[KeyId] | None] = field(default_factory=asyncio.Queue)
-    watching: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def resolve(self, secret_sha256: bytes) -> KeyFacts:
         self.asked += 1
@@ -146,13 +145,6 @@ class FakeDirectory:
         if secret_sha256 not in self.keys:
             raise NotFound("no live key has this hash")
         return self.keys[secret_sha256]
-
-    async def watch(self) -> AsyncGenerator[Sequence[KeyId], None]:
-        yield []
-        self.watching.set()
-        while (changed := await self.changes.get()) is not None:
-            yield changed
-        self.watching.clear()
 
 
 @dataclass
@@ -179,6 +171,28 @@ class FakeRepository:
         self.placed.append(placement)
         self.done(placement)
         return placement
+
+
+def notice_of(
+    model: str,
+    tenant: str = "t",
+    *,
+    aliases: dict[str, tuple[str, int]] | None = None,
+    withdrawn: Sequence[str] = (),
+    shared_with: Sequence[str] = (),
+    generation: int = 1,
+    digests: Sequence[str] = (),
+) -> ModelNotice:
+    """`aliases`: version and weight by name; `withdrawn`: versions, `digests`: theirs."""
+    return ModelNotice(
+        ModelName(model),
+        TenantId(tenant),
+        frozenset(shared_with),
+        tuple(AliasTarget(name, ModelVersion(to), DIGEST, weight, 1) for name, (to, weight) in (aliases or {}).items()),
+        frozenset(Digest(digest) for digest in digests),
+        frozenset(ModelVersion(version) for version in withdrawn),
+        generation=generation,
+    )
 
 
 def published(model: str, version: str = "1") -> PublishedVersion:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -51,17 +49,6 @@ def clock() -> Clock:
 @pytest.fixture
 def keys(directory: FakeDirectory, clock: Clock) -> Keys:
     return Keys(directory, clock)
-
-
-@asynccontextmanager
-async def followed(keys: Keys, directory: FakeDirectory) -> AsyncIterator[None]:
-    task = asyncio.create_task(keys.run())
-    await directory.watching.wait()
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def settle() -> None:
@@ -132,14 +119,14 @@ async def test_an_expired_key_is_refused_without_asking(directory: FakeDirectory
     assert directory.asked == 1
 
 
-async def test_a_revoked_key_is_forgotten_when_the_registry_says_so(keys: Keys, directory: FakeDirectory) -> None:
-    async with followed(keys, directory):
+async def test_a_revoked_key_is_forgotten_when_that_is_told(keys: Keys, directory: FakeDirectory) -> None:
+    await keys.find("sk-1")
+    del directory.keys[digest("sk-1")]
+    keys.forget([KeyId("another")])
+    assert (await keys.find("sk-1")).facts is FACTS
+    keys.forget([KeyId("k1")])
+    with pytest.raises(KeyRefused):
         await keys.find("sk-1")
-        del directory.keys[digest("sk-1")]
-        directory.changes.put_nowait([KeyId("k1")])
-        await settle()
-        with pytest.raises(KeyRefused):
-            await keys.find("sk-1")
 
 
 async def test_a_revoked_key_does_not_come_back_with_an_answer_that_was_on_its_way(
@@ -156,25 +143,27 @@ async def test_a_revoked_key_does_not_come_back_with_an_answer_that_was_on_its_w
         await keys.find("sk-1")
 
 
-async def test_what_a_lost_watch_missed_is_made_up_for(keys: Keys, directory: FakeDirectory) -> None:
-    async with followed(keys, directory):
+async def test_what_may_have_been_missed_is_made_up_for(keys: Keys, directory: FakeDirectory) -> None:
+    await keys.find("sk-1")
+    del directory.keys[digest("sk-1")]
+    keys.doubt_all()
+    with pytest.raises(KeyRefused):
         await keys.find("sk-1")
-        del directory.keys[digest("sk-1")]
-        directory.changes.put_nowait(None)  # the watch ends, and stands again
-        await settle()
-        await directory.watching.wait()
-        with pytest.raises(KeyRefused):
-            await keys.find("sk-1")
+
+
+async def test_a_doubted_key_serves_while_the_registry_is_away(keys: Keys, directory: FakeDirectory) -> None:
+    await keys.find("sk-1")
+    directory.away = True
+    keys.doubt_all()
+    assert (await keys.find("sk-1")).facts is FACTS
 
 
 async def test_a_new_key_is_not_kept_out_by_what_was_refused_before(keys: Keys, directory: FakeDirectory) -> None:
-    async with followed(keys, directory):
-        with pytest.raises(KeyRefused):
-            await keys.find("sk-2")
-        directory.keys[digest("sk-2")] = replace(FACTS, key_id=KeyId("k2"))
-        directory.changes.put_nowait([KeyId("k2")])
-        await settle()
-        assert (await keys.find("sk-2")).facts.key_id == "k2"
+    with pytest.raises(KeyRefused):
+        await keys.find("sk-2")
+    directory.keys[digest("sk-2")] = replace(FACTS, key_id=KeyId("k2"))
+    keys.forget([KeyId("k2")])
+    assert (await keys.find("sk-2")).facts.key_id == "k2"
 
 
 async def test_a_flood_of_unknown_keys_is_bounded(directory: FakeDirectory, clock: Clock) -> None:
@@ -191,6 +180,7 @@ async def test_a_flood_of_unknown_keys_is_bounded(directory: FakeDirectory, cloc
     for number in range(10):
         await keys.find(f"sk-{number}")
     assert len(keys._known) == 2
+    assert len(keys._digests) <= 4
 
 
 async def test_the_bucket_outlives_a_refresh(directory: FakeDirectory, clock: Clock) -> None:

@@ -1,11 +1,11 @@
-"""The gateway as it runs: real mTLS to a scheduler, a registry and workers, each as thin as its contract allows."""
+"""The gateway as it runs: real mTLS to a scheduler, a registry and workers, as thin as their contracts allow; a real etcd."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +23,14 @@ from penstock.worker.v1 import presence_pb2, worker_pb2
 from gateway.__main__ import serve
 from gateway.config import GatewaySettings
 from runtime.errors import NotFound, ResourceExhausted, Unavailable
-from runtime.identity import Authority, NodeIdentity, Role
-from runtime.ids import WorkerId
+from runtime.etcd import EtcdStore
+from runtime.etcd_members import EtcdSettings
+from runtime.identity import Authority, NodeIdentity, Role, load_identity
+from runtime.ids import ModelName, TenantId, WorkerId, model_notice_key
+from runtime.notices import ModelNotice, model_payload
+from runtime.records import sign_record
 from runtime.serving import Listen, serving
+from tests.support.etcd import EtcdServer, running_etcd
 from worker.execute.execution import SERVICE as WORKER_SERVICE
 from worker.execute.execution import Execution
 from worker.types import CallContext, Load
@@ -36,7 +41,7 @@ READY = worker_pb2.MODEL_STATE_READY
 
 
 class Registry(accounts_pb2_grpc.AccountServiceServicer, models_pb2_grpc.ModelServiceServicer):
-    """Knows one key and no model."""
+    """Knows one key. That there is a model m it tells through etcd."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -45,11 +50,7 @@ class Registry(accounts_pb2_grpc.AccountServiceServicer, models_pb2_grpc.ModelSe
         self.asked += 1
         if request.secret_sha256 != hashlib.sha256(KEY.encode()).digest():
             raise NotFound("no live key has this hash")
-        return accounts_pb2.ResolveKeyResponse(key=accounts_pb2.ApiKey(key_id="k", tenant="t", role="admin"))
-
-    async def WatchKeys(self, request: Any, context: Any) -> None:  # type: ignore[override]
-        await context.write(accounts_pb2.WatchKeysResponse())
-        await asyncio.Event().wait()
+        return accounts_pb2.ResolveKeyResponse(key=accounts_pb2.ApiKey(key_id="k", tenant="t", role="caller"))
 
     async def ListModels(self, request: Any, context: Any) -> models_pb2.ListModelsResponse:
         return models_pb2.ListModelsResponse()
@@ -162,7 +163,9 @@ class MeshUnderTest:
 
 
 @asynccontextmanager
-async def mesh_under_test(folder: Path, monkeypatch: pytest.MonkeyPatch, *, tls: bool = False) -> AsyncIterator[MeshUnderTest]:
+async def mesh_under_test(
+    folder: Path, etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch, *, tls: bool = False
+) -> AsyncIterator[MeshUnderTest]:
     # The process-wide registry of metrics is the process's: each gateway of these tests gets its own.
     monkeypatch.setattr(prometheus_client, "REGISTRY", prometheus_client.CollectorRegistry())
     authority = Authority.open(folder / "ca")
@@ -185,8 +188,13 @@ async def mesh_under_test(folder: Path, monkeypatch: pytest.MonkeyPatch, *, tls:
         for role, register in ((Role.REGISTRY, registry_services), (Role.SCHEDULER, scheduler_service)):
             running = await stack.enter_async_context(serving([listens[role]], [register], [], drain_grace_s=0.1))
             served[role] = f"127.0.0.1:{running.ports[0]}"
+        told = ModelNotice(ModelName("m"), TenantId("t"), frozenset())
+        async with EtcdStore(EtcdSettings.at(etcd.endpoint)) as store:
+            record = sign_record(load_identity(folder / "registry"), model_payload(told))
+            await store.put(model_notice_key(told.model), record)
         settings = GatewaySettings(
             identity_dir=folder / "gateway",
+            etcd_endpoints=etcd.endpoint,
             registry_address=served[Role.REGISTRY],
             scheduler_address=served[Role.SCHEDULER],
             edge_port=0,
@@ -215,9 +223,15 @@ async def mesh_under_test(folder: Path, monkeypatch: pytest.MonkeyPatch, *, tls:
             await gateway
 
 
+@pytest.fixture(scope="module")
+def etcd() -> Iterator[EtcdServer]:
+    with running_etcd() as server:
+        yield server
+
+
 @pytest.fixture
-async def mesh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MeshUnderTest]:
-    async with mesh_under_test(tmp_path, monkeypatch) as made:
+async def mesh(tmp_path: Path, etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MeshUnderTest]:
+    async with mesh_under_test(tmp_path, etcd, monkeypatch) as made:
         yield made
 
 
@@ -354,8 +368,10 @@ async def test_what_a_worker_says_of_a_sick_engine_reaches_the_client(mesh: Mesh
     assert "being restarted" in (refused.value.details() or "")
 
 
-async def test_the_edge_speaks_tls_where_it_has_a_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with mesh_under_test(tmp_path, monkeypatch, tls=True) as mesh:
+async def test_the_edge_speaks_tls_where_it_has_a_certificate(
+    tmp_path: Path, etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mesh_under_test(tmp_path, etcd, monkeypatch, tls=True) as mesh:
         worker = await mesh.worker("w1")
         await mesh.scheduler.tell(worker.presence("m"))
         await mesh.infer()

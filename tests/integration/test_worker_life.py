@@ -17,7 +17,6 @@ from pathlib import Path
 import grpc.aio
 import pytest
 from inference import grpc_service_pb2, grpc_service_pb2_grpc
-from penstock.registry.v1 import models_pb2
 from penstock.scheduler.v1 import scheduler_pb2
 from penstock.worker.v1 import presence_pb2, worker_pb2, worker_pb2_grpc
 
@@ -26,10 +25,9 @@ from runtime.etcd import EtcdStore
 from runtime.etcd_members import EtcdSettings
 from runtime.identity import NodeIdentity, Role
 from runtime.ids import ModelName, ModelVersion, Region, WorkerId, assignment_key, model_key, presence_key
-from runtime.manifests import digest_of, sign_manifest
-from runtime.model_folder import complete_manifest, hash_file, read_model_folder
+from runtime.model_folder import hash_file, read_model_folder
 from runtime.records import RecordVerifier
-from tests.registry.mesh import PUBLISHER, Mesh, enrol_all, running_mesh, upload
+from tests.registry.mesh import PUBLISHER, Mesh, enrol_all, running_mesh
 from tests.support.etcd import EtcdServer, running_etcd
 
 DIGITS = Path(__file__).parents[2] / "cli" / "demo" / "digits"
@@ -50,14 +48,7 @@ def identities(tmp_path_factory: pytest.TempPathFactory) -> dict[Role, NodeIdent
 
 async def published(registry: Mesh, version: str = "1") -> str:
     """The digits model in the registry; its digest."""
-    folder = read_model_folder(DIGITS)
-    manifest = complete_manifest(folder, version, {file.path: hash_file(file.file) for file in folder.files})
-    await registry.models().CreateModel(models_pb2.CreateModelRequest(model="digits"))
-    for file in folder.files:
-        await upload(registry.models(), file.file.read_bytes())
-    signed = sign_manifest(PUBLISHER, manifest)
-    await registry.models().PublishVersion(models_pb2.PublishVersionRequest(manifest=signed))
-    return digest_of(signed)
+    return await registry.publish(read_model_folder(DIGITS), version)
 
 
 @dataclass(slots=True)

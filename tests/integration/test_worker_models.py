@@ -10,17 +10,15 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
-from penstock.registry.v1 import models_pb2
 from penstock.worker.v1 import worker_pb2, worker_pb2_grpc
 
 from runtime.channel import inner_channel
 from runtime.errors import Code
 from runtime.identity import Authority, NodeIdentity, Role
-from runtime.manifests import digest_of, sign_manifest
-from runtime.model_folder import complete_manifest, hash_file, read_model_folder
+from runtime.model_folder import read_model_folder
 from runtime.status import error_of
 from tests.integration.test_worker_life import DIGITS, READY, Fleet, digit, fleet_of, published, worker_process
-from tests.registry.mesh import PUBLISHER, Mesh, enrol_all, running_mesh
+from tests.registry.mesh import Mesh, enrol_all, running_mesh
 from tests.support.etcd import EtcdServer, running_etcd
 
 UNAVAILABLE, DRAINING = worker_pb2.MODEL_STATE_UNAVAILABLE, worker_pb2.MODEL_STATE_DRAINING
@@ -52,11 +50,7 @@ async def stack() -> AsyncIterator[AsyncExitStack]:
 
 async def published_again(registry: Mesh, version: str) -> str:
     """Another version of the digits model, with the same files."""
-    folder = read_model_folder(DIGITS)
-    manifest = complete_manifest(folder, version, {file.path: hash_file(file.file) for file in folder.files})
-    signed = sign_manifest(PUBLISHER, manifest)
-    await registry.models().PublishVersion(models_pb2.PublishVersionRequest(manifest=signed))
-    return digest_of(signed)
+    return await registry.publish(read_model_folder(DIGITS), version)
 
 
 async def until(condition: Callable[[], bool]) -> None:

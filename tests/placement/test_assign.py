@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from placement.assign import AssignedModel, Placement, Plan, Shortage, assign
 from placement.types import CopyState, Worker
-from runtime.ids import Digest, ModelName, ModelVersion, Region, WorkerId
+from runtime.ids import EVERY_TENANT, Digest, ModelName, ModelVersion, Region, TenantId, WorkerId
 from tests.placement.fleets import DIGEST, HERE, THERE, copy, fleets, worker
 
 
@@ -151,3 +151,48 @@ def test_who_failed_is_replaced_and_tries_again_with_the_next_generation() -> No
     assert [(each.placed, each.reason) for each in stuck.shortfalls] == [(0, Shortage.FAILED)]
     retried = assign([wish(generation=2)], everywhere, stuck.assignments)
     assert len(holders(retried)) == 1
+
+
+ACME, GLOBEX = TenantId("acme"), TenantId("globex")
+MINE = {ModelName("digits"): frozenset({ACME})}
+
+
+def workers_of(tenants: dict[str, frozenset[TenantId]]) -> list[Worker]:
+    return [dataclasses.replace(worker(name), tenants=served) for name, served in tenants.items()]
+
+
+def test_a_worker_of_other_tenants_is_given_nothing_and_loses_what_it_had() -> None:
+    there = workers_of({"acmes": frozenset({ACME}), "anybodys": frozenset(), "globexs": frozenset({GLOBEX})})
+    plan = assign([wish(copies=3)], there, {}, MINE)
+    assert holders(plan) == ["acmes", "anybodys"]
+    assert [(each.placed, each.reason) for each in plan.shortfalls] == [(2, Shortage.TOO_FEW_WORKERS)]
+    shared = assign([wish(copies=3)], there, plan.assignments, {ModelName("digits"): frozenset({ACME, GLOBEX})})
+    assert holders(shared) == ["acmes", "anybodys", "globexs"]
+    assert holders(assign([wish(copies=3)], there, shared.assignments, MINE)) == ["acmes", "anybodys"]
+
+
+def test_where_all_workers_are_others_the_shortage_says_so() -> None:
+    plan = assign([wish()], workers_of({"globexs": frozenset({GLOBEX})}), {}, MINE)
+    assert [(each.placed, each.reason) for each in plan.shortfalls] == [(0, Shortage.OTHERS_WORKERS)]
+
+
+def test_what_every_tenant_may_call_or_nobody_knows_of_goes_anywhere() -> None:
+    there = workers_of({"globexs": frozenset({GLOBEX})})
+    assert holders(assign([wish()], there, {}, {ModelName("digits"): frozenset({ACME, EVERY_TENANT})})) == ["globexs"]
+    assert holders(assign([wish()], there, {}, {})) == ["globexs"]
+
+
+@settings(deadline=None)
+@given(placements, fleets, currents, st.data())
+def test_nobody_is_ever_given_what_it_may_not_load(
+    wishes: list[Placement], there: list[Worker], current: dict[WorkerId, list[AssignedModel]], data: st.DataObject
+) -> None:
+    some = [frozenset({ACME}), frozenset({GLOBEX}), frozenset({ACME, GLOBEX})]
+    divided = [dataclasses.replace(each, tenants=data.draw(st.sampled_from([frozenset(), *some]))) for each in there]
+    callers = {ModelName(model): data.draw(st.sampled_from(some)) for model in ("digits", "sums")}
+    plan = assign(wishes, divided, current, callers)
+    for _ in range(len(divided) + 1):
+        for each in divided:
+            assert all(not each.tenants or each.tenants & callers[held.model] for held in plan.assignments[each.worker_id])
+        plan = assign(wishes, divided, plan.assignments, callers)
+    assert assign(wishes, divided, plan.assignments, callers) == plan, "at rest after each worker has failed at most once"

@@ -1,87 +1,69 @@
-"""A registry to talk to: its services on real files and a real database, over mTLS, with a stub for every role."""
+"""A whole registry to talk to, in this process: all its services on real files and a real database, over mTLS."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc.aio
 import nacl.signing
-from penstock.registry.v1 import accounts_pb2_grpc, models_pb2, models_pb2_grpc
+from penstock.registry.v1 import accounts_pb2_grpc, files_pb2_grpc, models_pb2, models_pb2_grpc
 
-from registry.changes import KeyChanges
+from cli.publish import publish_model
+from registry.accounts.bootstrap import bootstrap
 from registry.database import open_database
-from registry.local_objects import LocalObjects
-from registry.servicer import MESSAGE_BYTES, SERVICES
-from registry.services import account_service, model_service
-from registry.sql_accounts import SqlAccountStore
-from registry.sql_models import SqlModelStore
-from registry.transfers import TransferLimits
+from registry.files.stores import open_objects
+from registry.ground import Ground
+from registry.services import SERVICES, Registry
 from runtime.channel import inner_channel
-from runtime.errors import PenstockError
-from runtime.identity import Authority, NodeIdentity, Role
-from runtime.manifests import sign_manifest
+from runtime.clock import Clock, SystemClock
+from runtime.etcd import EtcdStore
+from runtime.etcd_members import EtcdSettings
+from runtime.identity import NodeIdentity, Role
+from runtime.model_folder import ModelFolder
 from runtime.serving import Listen, ServerLimits, serving
-from runtime.status import error_of
+from tests.registry.harness import MASTER_KEYS, enrol_all
+
+__all__ = ["PUBLISHER", "Mesh", "enrol_all", "running_mesh"]
 
 PUBLISHER = nacl.signing.SigningKey(b"p" * 32)
-CONTENT = bytes(range(256)) * 8_000  # 2 MB: several chunks each way
-
-
-class ManualClock:
-    """Time that a test moves."""
-
-    def __init__(self) -> None:
-        self.now_s = 1_700_000_000.0
-
-    def monotonic_s(self) -> float:
-        return self.now_s
-
-    def wall_s(self) -> float:
-        return self.now_s
-
-    async def sleep(self, delay_s: float) -> None:
-        self.now_s += delay_s
+NOWHERE = "127.0.0.1:1"
 
 
 @dataclass(slots=True)
 class Mesh:
     """One running registry and those who call it."""
 
-    folder: Path
     address: str
-    clock: ManualClock
-    changes: KeyChanges
     identities: dict[Role, NodeIdentity]
     trusted: set[bytes]
+    stack: AsyncExitStack
     channels: dict[Role, grpc.aio.Channel] = field(default_factory=dict)
 
-    def channel(self, role: Role) -> grpc.aio.Channel:
+    async def channel(self, role: Role = Role.OPERATOR) -> grpc.aio.Channel:
         if role not in self.channels:
-            self.channels[role] = inner_channel(self.address, self.identities[role], Role.REGISTRY)
+            opened = inner_channel(self.address, self.identities[role], Role.REGISTRY)
+            self.channels[role] = await self.stack.enter_async_context(opened)
         return self.channels[role]
 
-    def models(self, role: Role = Role.OPERATOR) -> models_pb2_grpc.ModelServiceStub:
-        return models_pb2_grpc.ModelServiceStub(self.channel(role))
+    async def models(self, role: Role = Role.OPERATOR) -> models_pb2_grpc.ModelServiceStub:
+        return models_pb2_grpc.ModelServiceStub(await self.channel(role))
 
-    def accounts(self, role: Role = Role.OPERATOR) -> accounts_pb2_grpc.AccountServiceStub:
-        return accounts_pb2_grpc.AccountServiceStub(self.channel(role))
+    async def files(self, role: Role = Role.OPERATOR) -> files_pb2_grpc.FileServiceStub:
+        return files_pb2_grpc.FileServiceStub(await self.channel(role))
 
-    @property
-    def visible_files(self) -> set[str]:
-        return {file.name for file in (self.folder / "objects" / "objects").rglob("*") if file.is_file()}
+    async def accounts(self, role: Role = Role.OPERATOR) -> accounts_pb2_grpc.AccountServiceStub:
+        return accounts_pb2_grpc.AccountServiceStub(await self.channel(role))
 
-    def object_file(self, sha256: str) -> Path:
-        return self.folder / "objects" / "objects" / sha256[:2] / sha256
+    async def publish(self, folder: ModelFolder, version: str = "") -> str:
+        """By a publisher whom everybody trusts; the version's digest."""
+        return (await publish_model(await self.channel(), PUBLISHER, folder, version)).digest
 
-
-def enrol_all(folder: Path) -> dict[Role, NodeIdentity]:
-    authority = Authority.open(folder / "authority")
-    return {role: authority.enrol(folder / role.value, role) for role in Role}
+    async def withdraw(self, model: str, version: str) -> None:
+        request = models_pb2.WithdrawVersionRequest(model=model, version=version, reason="a test says so")
+        await (await self.models()).WithdrawVersion(request)
 
 
 @asynccontextmanager
@@ -89,93 +71,37 @@ async def running_mesh(
     folder: Path,
     identities: dict[Role, NodeIdentity],
     *,
-    limits: TransferLimits | None = None,
-    backlog: int = 1024,
-    watches: int = 4,
+    etcd: str = NOWHERE,
+    clock: Clock | None = None,
+    database: str = "",
+    objects: str = "",
 ) -> AsyncIterator[Mesh]:
-    clock, changes = ManualClock(), KeyChanges(max_watches=watches, backlog=backlog)
+    """A registry on SQLite and a folder, unless said otherwise; without an etcd it tells nobody of changes."""
     trusted = {bytes(PUBLISHER.verify_key)}
-    objects = LocalObjects(folder / "objects")
-    async with open_database(str(folder / "registry.db")) as database:
-        registers = [
-            model_service(SqlModelStore(database), objects, limits or TransferLimits(), lambda: frozenset(trusted), clock),
-            account_service(SqlAccountStore(database), changes, clock),
-        ]
-        listen = Listen("127.0.0.1", 0, identities[Role.REGISTRY])
-        server = serving([listen], registers, SERVICES, limits=ServerLimits(message_bytes=MESSAGE_BYTES), drain_grace_s=1.0)
-        async with server as running:
-            mesh = Mesh(folder, f"127.0.0.1:{running.ports[0]}", clock, changes, identities, trusted)
+    identity = identities[Role.REGISTRY]
+    async with (
+        open_database(database or str(folder / "registry.db")) as opened_database,
+        open_objects(objects or str(folder / "objects")) as opened_objects,
+        EtcdStore(EtcdSettings.at(etcd)) as store,
+    ):
+        clock = clock or SystemClock()
+        ground = Ground(
+            opened_database,
+            opened_objects,
+            MASTER_KEYS,
+            store,
+            identity,
+            lambda: frozenset(trusted),
+            authority=None,
+            clock=clock,
+        )
+        registry = Registry(ground)
+        await bootstrap(registry.first_accounts, None)
+        limits = ServerLimits(message_bytes=16 * 1024 * 1024)
+        server = serving([Listen("127.0.0.1", 0, identity)], registry.registers, SERVICES, limits=limits, drain_grace_s=1.0)
+        async with AsyncExitStack() as stack, registry.running(), server as running:
+            mesh = Mesh(f"127.0.0.1:{running.ports[0]}", identities, trusted, stack)
             try:
-                with closing(changes):
-                    yield mesh
+                yield mesh
             finally:
-                for channel in mesh.channels.values():
-                    await channel.close()
-
-
-def sha256_of(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def upload_messages(
-    content: bytes, *, sha256: str = "", size_bytes: int = -1, offset_bytes: int = 0, chunk_bytes: int = 300_000
-) -> Iterable[models_pb2.UploadFileRequest]:
-    """Header and data; digest and size are the content's unless said otherwise."""
-    header = models_pb2.UploadFileHeader(
-        sha256=sha256 or sha256_of(content),
-        size_bytes=len(content) if size_bytes < 0 else size_bytes,
-        offset_bytes=offset_bytes,
-    )
-    yield models_pb2.UploadFileRequest(header=header)
-    for start in range(offset_bytes, len(content), chunk_bytes):
-        yield models_pb2.UploadFileRequest(data=content[start : start + chunk_bytes])
-
-
-async def as_stream(
-    messages: Iterable[models_pb2.UploadFileRequest],
-) -> AsyncIterator[models_pb2.UploadFileRequest]:
-    for message in messages:
-        yield message
-
-
-async def upload(stub: models_pb2_grpc.ModelServiceStub, content: bytes) -> models_pb2.UploadFileResponse:
-    return await stub.UploadFile(as_stream(upload_messages(content)))
-
-
-async def fetch(stub: models_pb2_grpc.ModelServiceStub, sha256: str, offset_bytes: int = 0) -> bytes:
-    request = models_pb2.FetchFileRequest(sha256=sha256, offset_bytes=offset_bytes)
-    return b"".join([message.data async for message in stub.FetchFile(request)])
-
-
-def manifest_of(*contents: bytes, model: str = "digits", version: str = "1", licence: str = "") -> models_pb2.Manifest:
-    return models_pb2.Manifest(
-        model=model,
-        version=version,
-        engine="onnx",
-        task="tensor",
-        licence=licence,
-        files=[
-            models_pb2.ManifestFile(path=f"part{number}.onnx", sha256=sha256_of(content), size_bytes=len(content))
-            for number, content in enumerate(contents)
-        ],
-    )
-
-
-def publication(manifest: models_pb2.Manifest, key: nacl.signing.SigningKey = PUBLISHER) -> models_pb2.PublishVersionRequest:
-    return models_pb2.PublishVersionRequest(manifest=sign_manifest(key, manifest))
-
-
-async def refusal(call: Awaitable[object]) -> PenstockError:
-    """The error that a call ends with, as our own class."""
-    try:
-        answer = await call
-    except grpc.aio.AioRpcError as failure:
-        return error_of(failure)
-    raise AssertionError(f"the call was not refused but answered {answer}")
-
-
-async def until(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Ask again until it does: for what becomes true in the server, which cannot tell."""
-    async with asyncio.timeout(30):
-        while not await holds():
-            await asyncio.sleep(0.01)
+                await stack.aclose()

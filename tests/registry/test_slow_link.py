@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from pathlib import Path
 
-from penstock.registry.v1 import models_pb2
+from penstock.registry.v1 import models_pb2, models_pb2_grpc
 
-from runtime.identity import Role
-from tests.registry.mesh import Mesh
+from runtime.channel import inner_channel
+from runtime.identity import NodeIdentity, Role
+from tests.registry.mesh import running_mesh
 
 ONE_WAY_S = 0.08
 
@@ -37,8 +38,7 @@ async def slow_link(address: str) -> AsyncIterator[str]:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
-async def test_a_handshake_over_a_slow_link_completes(mesh: Mesh) -> None:
-    async with slow_link(mesh.address) as address:
-        far = replace(mesh, address=address, channels={})
-        async with far.channel(Role.WORKER):
-            assert not (await far.models(Role.WORKER).ListModels(models_pb2.ListModelsRequest())).models
+async def test_a_handshake_over_a_slow_link_completes(tmp_path: Path, identities: dict[Role, NodeIdentity]) -> None:
+    async with running_mesh(tmp_path, identities) as mesh, slow_link(mesh.address) as address:
+        async with inner_channel(address, identities[Role.WORKER], Role.REGISTRY) as channel:
+            assert not (await models_pb2_grpc.ModelServiceStub(channel).ListModels(models_pb2.ListModelsRequest())).models

@@ -8,11 +8,12 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from runtime.channel import inner_channel
-from runtime.errors import Internal, ResourceExhausted
+from runtime.errors import Internal, InvalidArgument, ResourceExhausted
 from runtime.identity import Authority, NodeIdentity, Role
 from runtime.serving import Listen, PortTaken, Register, ServerLimits, inner_peer, serving
 from runtime.status import error_of
@@ -27,6 +28,8 @@ async def _echo(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> 
         raise ZeroDivisionError("secret detail")
     if request == b"who":
         return inner_peer(context, Role.GATEWAY).node_id.encode()
+    if request.startswith(b"long"):
+        raise ResourceExhausted(request.decode())
     if request == b"slow":
         await asyncio.sleep(0.3)
     return request
@@ -42,15 +45,26 @@ async def _echo_generator(request: bytes, _: grpc.aio.ServicerContext[Any, Any])
     raise ResourceExhausted("enough")
 
 
+async def _answer_parsed(request: Duration, _: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+    return str(request.seconds).encode()
+
+
+async def _sum_parsed(requests: AsyncIterator[Duration], _: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+    return str(sum([request.seconds async for request in requests])).encode()
+
+
 def _unary(channel: grpc.aio.Channel) -> grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]:
     return channel.unary_unary(f"/{SERVICE}/Echo", bytes, bytes)
 
 
 def _register() -> Register:
-    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+    parse: Any = Duration.FromString
+    handlers: dict[str, grpc.RpcMethodHandler[Any, bytes]] = {
         "Echo": grpc.unary_unary_rpc_method_handler(_echo),
         "Stream": grpc.unary_stream_rpc_method_handler(_echo_stream),
         "Generate": grpc.unary_stream_rpc_method_handler(_echo_generator),
+        "Parse": grpc.unary_unary_rpc_method_handler(_answer_parsed, parse),
+        "ParseAll": grpc.stream_unary_rpc_method_handler(_sum_parsed, parse),
     }
     return lambda server: server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
@@ -79,6 +93,36 @@ async def test_an_unmapped_error_is_opaque_and_the_server_lives_on() -> None:
             assert isinstance(error_of(failure.value), Internal)
             assert "secret" not in str(failure.value.details())
             assert await _unary(channel)(b"hello") == b"hello"
+
+
+@pytest.mark.parametrize("letter", ["x", "%", "\N{GRINNING FACE}", "\0"])
+async def test_a_sentence_of_any_length_arrives_as_far_as_it_fits(letter: str) -> None:
+    """With more trailers than it takes, a client tells RESOURCE_EXHAUSTED by itself, without a reason."""
+    sentence = "long" + letter * 20_000
+    async with serving([Listen("127.0.0.1", 0)], [_register()], [SERVICE]) as running:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports[0]}") as channel:
+            for _ in range(20):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await _unary(channel)(sentence.encode())
+                error = error_of(caught.value)
+                assert error.reason == "RESOURCE_EXHAUSTED"
+                assert sentence.startswith(error.message.removesuffix("…"))
+                assert error.message.endswith("…")
+                assert len(error.message) > 200
+
+
+async def test_a_request_that_cannot_be_parsed_is_its_senders_fault() -> None:
+    async with serving([Listen("127.0.0.1", 0)], [_register()], [SERVICE]) as running:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports[0]}") as channel:
+            one: Any = channel.unary_unary(f"/{SERVICE}/Parse")
+            many: Any = channel.stream_unary(f"/{SERVICE}/ParseAll")
+            good = Duration(seconds=20).SerializeToString()
+            for call in (one(b"\x08"), many(iter([good, b"\x08"]))):
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await call
+                assert isinstance(error_of(caught.value), InvalidArgument)
+            assert await one(good) == b"20"
+            assert await many(iter([good, good, b""])) == b"40"
 
 
 @pytest.mark.parametrize("method", ["Stream", "Generate"])

@@ -13,10 +13,12 @@ from placement.assign import Placement
 from runtime.backoff import Backoff
 from runtime.clock import Clock
 from runtime.identity import Authority, NodeIdentity, Role
-from runtime.ids import Digest, ModelName, ModelVersion, Region, WorkerId, assignment_key, presence_key
+from runtime.ids import Digest, ModelName, ModelVersion, Region, TenantId, WorkerId, assignment_key, presence_key
 from runtime.keyvalue import KeyValue, KeyValueStore
 from runtime.memory_store import MemoryStore
+from runtime.notices import NoticeBoard
 from runtime.records import RecordVerifier, sign_record
+from runtime.revocations import Revocations
 from runtime.watch import WatchTiming
 from scheduler.codec import assignment_from
 from scheduler.loop import Scheduler
@@ -35,8 +37,8 @@ class Mesh:
         self.authority = Authority.open(folder / "ca")
         self._sequences: dict[str, int] = {}
 
-    def node(self, name: str, role: Role = Role.WORKER) -> NodeIdentity:
-        return self.authority.enrol(self._folder / name, role)
+    def node(self, name: str, role: Role = Role.WORKER, *tenants: TenantId) -> NodeIdentity:
+        return self.authority.enrol(self._folder / name, role, tenants=tenants)
 
     def worker_id(self, name: str) -> WorkerId:
         return WorkerId(self.node(name).node_id)
@@ -67,8 +69,8 @@ class Mesh:
     async def announce(self, store: KeyValueStore, name: str, *copies: worker_pb2.ModelCopy) -> None:
         await store.put(self.key(name), self.signed(name, self.presence(name, *copies)))
 
-    def reader(self) -> PresenceReader:
-        return PresenceReader(RecordVerifier(self.authority.certificate_pem))
+    def reader(self, revocations: Revocations | None = None) -> PresenceReader:
+        return PresenceReader(RecordVerifier(self.authority.certificate_pem, revocations=revocations))
 
 
 def model(state: worker_pb2.ModelState.ValueType = READY, name: str = "digits") -> worker_pb2.ModelCopy:
@@ -90,6 +92,7 @@ async def memory_scheduler(mesh: Mesh) -> AsyncIterator[tuple[MemoryStore, Sched
     """A scheduler whose loops run over a store in memory, both by the mesh's clock."""
     timing = WatchTiming(backoff=Backoff(first_s=0.05, max_s=0.2, jitter=0.0))
     async with MemoryStore(clock=mesh.clock, rng=Random(1), watch_timing=timing) as store:
-        scheduler = Scheduler(store, mesh.reader(), mesh.clock, Random(2))
+        board = NoticeBoard()
+        scheduler = Scheduler(store, mesh.reader(board.revocations), mesh.clock, Random(2), board)
         async with scheduler.running():
             yield store, scheduler

@@ -6,13 +6,17 @@ import asyncio
 
 import pytest
 
-from runtime.ids import Region, assignment_key, placement_key
+from runtime.identity import Role
+from runtime.ids import DEFAULT_TENANT, ModelName, Region, TenantId, assignment_key, placement_key
+from runtime.notices import ModelNotice
 from scheduler import reconcile
 from scheduler.codec import assignment_from, placement_from
 from scheduler.fleet import GRACE_S
 from scheduler.placements import Placements
 from tests.scheduler.mesh import FAILED, HERE, Mesh, assigned, memory_scheduler, model, wish
 from tests.support.manual_clock import ManualClock, settle
+
+DIGITS, ACME = ModelName("digits"), TenantId("acme")
 
 
 async def test_wishes_become_assignments_and_follow_the_fleet(mesh: Mesh, clock: ManualClock) -> None:
@@ -76,6 +80,25 @@ async def test_who_failed_is_stood_in_for_and_retries_when_wished_again(mesh: Me
         await mesh.announce(store, first, model(FAILED))
         await clock.advance(40.0)
         assert await assigned(store, mesh, second) == [("digits", 2)]
+
+
+async def test_a_worker_of_other_tenants_is_told_nothing_until_the_model_is_shared(mesh: Mesh, clock: ManualClock) -> None:
+    mesh.node("a", Role.WORKER, ACME)
+    async with memory_scheduler(mesh) as (store, scheduler):
+        scheduler.board.hear_model(ModelNotice(DIGITS, DEFAULT_TENANT, frozenset(), generation=1))
+        await Placements(store, scheduler.control, HERE).place(wish(1))
+        await mesh.announce(store, "a")
+        await clock.advance(1.0)
+        assert scheduler.fleet.members[mesh.worker_id("a")].worker.tenants == {ACME}
+        assert await assigned(store, mesh, "a") is None
+
+        scheduler.board.hear_model(ModelNotice(DIGITS, DEFAULT_TENANT, frozenset({ACME}), generation=2))
+        await clock.advance(1.0)
+        assert await assigned(store, mesh, "a") == [("digits", 1)]
+
+        scheduler.board.hear_model(ModelNotice(DIGITS, DEFAULT_TENANT, frozenset(), generation=3))
+        await clock.advance(1.0)
+        assert await assigned(store, mesh, "a") == []
 
 
 async def test_etcd_away_keeps_the_view_and_says_that_it_is_stale(mesh: Mesh, clock: ManualClock) -> None:

@@ -138,6 +138,7 @@ class EdgeUnderTest:
     holder: SnapshotHolder
     discovery: DiscoveryServicer
     stack: AsyncExitStack
+    authority: Authority
     gateways: tuple[Endpoint, ...] = ()
 
     async def gateway(self, name: str, *, port: int = 0) -> tuple[StandIn, Endpoint, Running]:
@@ -194,7 +195,7 @@ async def edge_under_test(folder: Path) -> AsyncIterator[EdgeUnderTest]:
     holder = SnapshotHolder()
     discovery = DiscoveryServicer(holder, identifier="stand-in")
     async with AsyncExitStack() as stack:
-        yield EdgeUnderTest(folder, identity, envoy_identity, edge, holder, discovery, stack)
+        yield EdgeUnderTest(folder, identity, envoy_identity, edge, holder, discovery, stack, authority)
 
 
 @asynccontextmanager

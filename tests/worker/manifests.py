@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 import nacl.signing
 from penstock.registry.v1 import models_pb2
@@ -13,6 +14,7 @@ from penstock.registry.v1 import models_pb2
 from runtime.errors import NotFound, Unavailable
 from runtime.ids import Digest
 from runtime.manifests import digest_of, sign_manifest
+from worker.files.manifest import vouched
 
 PUBLISHER = nacl.signing.SigningKey(b"p" * 32)
 TRUSTED = frozenset([bytes(PUBLISHER.verify_key)])
@@ -41,13 +43,15 @@ def manifest_of(files: Mapping[str, bytes], *, model: str = "digits", version: s
 
 @dataclass(slots=True)
 class MemoryRegistry:
-    """Implements `worker.files.origins.Source`; notes what it is asked."""
+    """Implements `worker.files.origins.Source` and `Origin`; notes what it is asked."""
 
     name: str = "the registry"
     files: dict[str, bytes] = field(default_factory=dict)
     manifests: dict[str, bytes] = field(default_factory=dict)
     fetched: list[tuple[str, int]] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    """Of the versions for whose files it was asked."""
     away: bool = False
     breaks_after_bytes: int | None = None
     """The next transfer breaks there."""
@@ -55,11 +59,15 @@ class MemoryRegistry:
     """Transfers wait for it."""
 
     def publish(
-        self, manifest: models_pb2.Manifest, files: Mapping[str, bytes] | None = None, key: nacl.signing.SigningKey = PUBLISHER
+        self,
+        manifest: models_pb2.Manifest,
+        files: Mapping[str, bytes] | None = None,
+        key: nacl.signing.SigningKey = PUBLISHER,
+        endorsement: models_pb2.SignedEndorsement | None = None,
     ) -> Digest:
         self.files.update({sha256_of(content): content for content in (files or {}).values()})
         signed = sign_manifest(key, manifest)
-        self.manifests[digest_of(signed)] = signed.SerializeToString()
+        self.manifests[digest_of(signed)] = vouched(models_pb2.GetVersionResponse(manifest=signed, endorsement=endorsement))
         return digest_of(signed)
 
     def publish_files(self, files: Mapping[str, bytes], *, model: str = "digits", version: str = "1") -> Digest:
@@ -72,6 +80,10 @@ class MemoryRegistry:
         if digest not in self.manifests:
             raise NotFound(f"no version has digest {digest}")
         return self.manifests[digest]
+
+    def files_of(self, digest: Digest) -> Self:
+        self.digests.append(digest)
+        return self
 
     async def fetch(self, sha256: Digest, offset_bytes: int) -> AsyncGenerator[bytes, None]:
         if self.away:

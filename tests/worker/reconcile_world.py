@@ -15,6 +15,7 @@ from penstock.scheduler.v1 import scheduler_pb2
 from runtime.errors import DataLoss
 from runtime.ids import Digest, ModelName, ModelVersion
 from runtime.memory_store import MemoryStore
+from runtime.notices import NoticeBoard
 from tests.support.manual_clock import ManualClock, settle
 from worker.copies import LoadedModel
 from worker.engine import ModelRefused
@@ -30,6 +31,7 @@ from worker.types import CopyState, ModelSpec, Task
 KEY = "/penstock/control/here/assignments/me"
 RULES = LoadRules(attempts=3, again_after_s=60.0, leave_grace_s=0.3)
 S = CopyState
+SIGNER = b"s" * 32
 SIZES = {"big": 60, "large": 60, "huge": 200}
 """Bytes that an open copy takes; others take one."""
 
@@ -38,7 +40,18 @@ def spec_of(digest: str) -> ModelSpec:
     """Digests here read model-version."""
     model, version = digest.split("-")[:2]
     size = SIZES.get(model, 1)
-    return ModelSpec(ModelName(model), ModelVersion(version), Digest(digest), "onnx", Task.TENSOR, 8, (), (), memory_bytes=size)
+    return ModelSpec(
+        ModelName(model),
+        ModelVersion(version),
+        Digest(digest),
+        "onnx",
+        Task.TENSOR,
+        8,
+        (),
+        (),
+        memory_bytes=size,
+        signer=SIGNER,
+    )
 
 
 @dataclass(slots=True)
@@ -61,6 +74,7 @@ class World:
     """Models with a request in flight."""
     resident_bytes: int = 0
     closed: list[str] = field(default_factory=list)
+    board: NoticeBoard = field(default_factory=NoticeBoard)
 
     async def describe(self, digest: Digest, key: CopyKey) -> Description:
         self.attempts.append((digest, self.clock.monotonic_s()))
@@ -156,6 +170,7 @@ async def running(world: World, rules: LoadRules = RULES, *, memory_bytes: int =
         rules,
         memory_bytes=memory_bytes,
         resident_bytes=lambda: world.resident_bytes,
+        board=world.board,
     )
     async with reconciler.running():
         await settle()

@@ -10,8 +10,8 @@ import pytest
 
 from tests.worker.manifests import sha256_of
 from worker.files.cache import open_cache
-from worker.files.folders import read_spec
 from worker.files.manifest import ManifestFile
+from worker.life.served_folders import read_served
 from worker.threads import WorkGivenUp, check_wanted, in_thread
 
 
@@ -62,7 +62,7 @@ async def test_hashing_a_large_file_is_given_up_between_two_blocks(
         check_wanted()
 
     monkeypatch.setattr("worker.files.disk_files.check_wanted", check)
-    monkeypatch.setattr("worker.files.folders.check_wanted", check)
+    monkeypatch.setattr("worker.life.served_folders.check_wanted", check)
     content = bytes(3 << 20)
     with open_cache(tmp_path / "cache", 1 << 30) as cache:
         file = ManifestFile("model.onnx", sha256_of(content), len(content))
@@ -83,7 +83,7 @@ async def test_hashing_a_large_file_is_given_up_between_two_blocks(
 
 
 async def _discarded(folder: Path) -> bool:
-    await in_thread(read_spec, folder)
+    await in_thread(read_served, folder)
     return True
 
 

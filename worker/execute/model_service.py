@@ -14,8 +14,8 @@ import grpc
 import grpc.aio
 from penstock.worker.v1 import worker_pb2
 
-from runtime.errors import DeadlineExceeded, InvalidArgument, PenstockError, Unimplemented
-from runtime.identity import Role
+from runtime.errors import DeadlineExceeded, InvalidArgument, PenstockError, PermissionDenied, Unimplemented
+from runtime.identity import Peer, Role
 from runtime.ids import Digest, ModelName, ModelVersion
 from worker.files.manifest import is_sha256
 from worker.life.lifecycle import Copy
@@ -41,7 +41,7 @@ class Models(Protocol):
 class Files(Protocol):
     """What others may read: `worker.files.sharing.SharedFiles`."""
 
-    def read(self, sha256: Digest, offset_bytes: int) -> AsyncGenerator[bytes, None]: ...
+    def read(self, reader: Peer, sha256: Digest, offset_bytes: int) -> AsyncGenerator[bytes, None]: ...
 
 
 class ModelService:
@@ -68,10 +68,12 @@ class ModelService:
             return worker_pb2.UnloadModelResponse()
 
         async def read(request: worker_pb2.ReadArtifactRequest, context: Context) -> None:
-            authorise(context, _READ_ROLES)
+            reader = authorise(context, _READ_ROLES)
             if self._files is None:
                 raise Unimplemented("a worker that serves alone shares no files; ask the registry")
-            async with aclosing(self._files.read(Digest(request.sha256), request.offset_bytes)) as parts:
+            if not isinstance(reader, Peer):
+                raise PermissionDenied("files go to workers of the mesh alone; connect with a node's certificate")
+            async with aclosing(self._files.read(reader, Digest(request.sha256), request.offset_bytes)) as parts:
                 async for part in parts:
                     await _written(context, worker_pb2.ReadArtifactResponse(data=part))
 

@@ -88,6 +88,12 @@ class FileCache:
         with self._guard:
             self._pins.pop(digest, None)
 
+    def forget_unpinned(self) -> None:
+        """Delete every file that no model needs now, also what came of one."""
+        with self._guard:
+            for sha256 in self._loose():
+                self._drop(sha256)
+
     def holds(self, file: ManifestFile) -> bool:
         """Whether the file is here whole, by size and sha256. One that differs is deleted."""
         path = self._files / file.sha256
@@ -209,17 +215,25 @@ class FileCache:
     def close(self) -> None:
         self._lock.close()
 
+    def _loose(self) -> list[str]:
+        """Files that may go, used longest ago first."""
+        pinned: frozenset[str] = frozenset(self._lent).union(*self._pins.values())
+        return [sha256 for sha256 in self._entries if sha256 not in pinned]
+
+    def _drop(self, sha256: str) -> int:
+        """How many bytes that freed."""
+        self._verified.pop(sha256, None)
+        for folder in (self._files, self._partial):
+            (folder / sha256).unlink(missing_ok=True)
+        _log.info("cached_file_dropped", sha256=sha256)
+        return self._entries.pop(sha256)
+
     def _make_room(self, more_bytes: int) -> None:
         excess_bytes = self.used_bytes + more_bytes - self._limit_bytes
-        pinned: frozenset[str] = frozenset(self._lent).union(*self._pins.values())
-        for sha256 in [sha256 for sha256 in self._entries if sha256 not in pinned]:
+        for sha256 in self._loose():
             if excess_bytes <= 0:
                 break
-            excess_bytes -= self._entries.pop(sha256)
-            self._verified.pop(sha256, None)
-            for folder in (self._files, self._partial):
-                (folder / sha256).unlink(missing_ok=True)
-            _log.info("cached_file_dropped", sha256=sha256)
+            excess_bytes -= self._drop(sha256)
         if excess_bytes > 0 and more_bytes > 0:
             raise CacheFull(
                 f"{more_bytes} bytes of model files are needed, {excess_bytes} more than the cache of {self._limit_bytes} can"

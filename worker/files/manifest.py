@@ -1,6 +1,8 @@
 """Signed manifests as the worker takes them: verified, of the digest that was ordered, with paths that stay inside the folder.
 
-A codec. Decides whether a manifest may be used here; the registry's own checks are not relied on.
+A codec. A manifest travels and is kept together with the endorsement of its signer, as a GetVersionResponse with nothing else:
+the registry's own word about a version is signed by nobody. Decides whether a manifest may be used here; the registry's own
+checks are not relied on.
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ from dataclasses import dataclass
 from google.protobuf.message import DecodeError
 from penstock.registry.v1 import models_pb2
 
-from runtime.ids import Digest
+from runtime.ids import Digest, NodeId
 from runtime.manifests import ManifestRefused, verify_manifest
 from worker.engine import ModelRefused
 from worker.spec import spec_of
 from worker.types import ModelSpec
 
 MAX_FILES = 10_000
+_NOBODY = NodeId("")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -36,23 +39,36 @@ class Description:
 
     spec: ModelSpec
     files: tuple[ManifestFile, ...]
+    signer_id: NodeId = _NOBODY
+    confidential: bool = False
+    """Its files lie in memory alone, and are given to nobody."""
 
 
-def open_manifest(raw: bytes, digest: Digest, trusted_signers: Container[bytes]) -> Description:
-    """From a serialised SignedManifest. Raises ManifestRefused, ModelRefused."""
+def vouched(answer: models_pb2.GetVersionResponse) -> bytes:
+    """What is kept of the registry's answer: the manifest and what makes its signer believed."""
+    kept = models_pb2.GetVersionResponse(manifest=answer.manifest)
+    if answer.HasField("endorsement"):
+        kept.endorsement.CopyFrom(answer.endorsement)
+    return kept.SerializeToString()
+
+
+def open_manifest(raw: bytes, digest: Digest, trusted_signers: Container[bytes], *, now_ms: int) -> Description:
+    """From what `vouched` made. Raises ManifestRefused, ModelRefused."""
     try:
-        signed = models_pb2.SignedManifest.FromString(raw)
+        kept = models_pb2.GetVersionResponse.FromString(raw)
     except DecodeError as error:
         raise ManifestRefused(f"what stands for manifest {digest} is none; fetch or publish it again") from error
-    verified = verify_manifest(signed, trusted_signers)
+    endorsement = kept.endorsement if kept.HasField("endorsement") else None
+    verified = verify_manifest(kept.manifest, trusted_signers, endorsement, now_ms=now_ms)
     if verified.digest != digest:
         raise ManifestRefused(
             f"manifest {digest} was asked for, and {verified.digest} came; the registry is not to be believed"
         )
-    files = tuple(ManifestFile(file.path, Digest(file.sha256), file.size_bytes) for file in verified.manifest.files)
-    spec = spec_of(verified.manifest, digest, signed.ed25519_public_key)
+    manifest = verified.manifest
+    files = tuple(ManifestFile(file.path, Digest(file.sha256), file.size_bytes) for file in manifest.files)
+    spec = spec_of(manifest, digest, kept.manifest.ed25519_public_key)
     _check_files(spec, files)
-    return Description(spec, files)
+    return Description(spec, files, verified.signer_id, manifest.confidential)
 
 
 def is_sha256(text: str) -> bool:

@@ -25,11 +25,17 @@ class Origin(Protocol):
         ...
 
 
-class Source(Origin, Protocol):
+class Source(Protocol):
     """The registry: what everything comes from in the end."""
 
+    name: str
+
     async def manifest(self, digest: Digest) -> bytes:
-        """A serialised SignedManifest; not to be believed before it is verified."""
+        """What `worker.files.manifest.vouched` makes; not to be believed before it is verified."""
+        ...
+
+    def files_of(self, digest: Digest) -> Origin:
+        """For the files of this version: who may load a version may have its files."""
         ...
 
 
@@ -66,8 +72,10 @@ class Origins:
     def __iter__(self) -> Iterator[Origin]:
         return iter((*self._peers, self._registry))
 
-    def is_last(self, origin: Origin) -> bool:
-        return origin is self._registry
+    @property
+    def last(self) -> Origin:
+        """Who is asked when nobody else can."""
+        return self._registry
 
     def next_file(self) -> None:
         self.each_alone = False

@@ -1,8 +1,8 @@
 """Workers nearby that hold a model, as origins of its files: found in etcd when a load needs them, read over mTLS.
 
 What a record in etcd says is believed if its worker signed it and the mesh certified that worker; what a worker sends is not
-believed at all, but verified by who receives it. Reads when asked and never watches. Decides who is asked: a few, in a random
-order, so that a model that many load at once comes from many.
+believed at all, but verified by who receives it. Reads when asked and never watches. Decides who is asked: a few of those who
+will give, in a random order, so that a model that many load at once comes from many.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from runtime.identity import NodeIdentity, Role
 from runtime.ids import Digest, NodeId, Region, WorkerId, model_key, presence_key
 from runtime.keyvalue import KeyValue, KeyValueStore
 from runtime.records import RecordVerifier
+from runtime.revocations import Revocations
 from worker.files.origins import Origin
+from worker.files.sharing import may_give
 from worker.files.transfers import read_parts
 from worker.life.lifecycle import CopyKey
 from worker.presence_codec import HeldCopy, Whereabouts, read_held_copy, read_whereabouts
@@ -72,10 +74,12 @@ class NearbyWorkers:
         clock: Clock,
         rng: random.Random,
         rules: PeerRules | None = None,
+        *,
+        revocations: Revocations | None = None,
     ) -> None:
         self._store, self._region, self._identity, self._clock, self._rng = store, region, identity, clock, rng
         self._rules = rules or PeerRules()
-        self._verifier = RecordVerifier(identity.authority_pem)
+        self._verifier = RecordVerifier(identity.authority_pem, revocations=revocations)
 
     @asynccontextmanager
     async def holding(self, key: CopyKey, digest: Digest) -> AsyncGenerator[Sequence[Origin], None]:
@@ -120,6 +124,8 @@ class NearbyWorkers:
             _log.warning("record_refused", key=item.key, why=error.message)
             return None
         its_own = record.signer.role is Role.WORKER and WorkerId(record.signer.node_id) == copy.worker_id
+        if not may_give(record.signer.tenants, self._identity.certificate.peer.tenants):
+            return None
         return copy if its_own and item.key == model_key(*key, self._region, copy.worker_id) else None
 
     def _whereabouts_of(self, item: KeyValue) -> Whereabouts | None:

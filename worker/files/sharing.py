@@ -1,17 +1,18 @@
 """Files of models for other workers: whole ones that this process verified, and manifests, from the disk cache.
 
-Decides how many are read at once. Who may read, and that what came is right, are others' questions: the servicer asks for a
-worker's certificate, and the receiver verifies.
+Decides how many are read at once, and to which workers files go at all: to those that may load whatever this one may. That what
+came is right is for the receiver to verify. The files of confidential models lie in another cache, and are never given away.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
 from typing import BinaryIO
 
-from runtime.errors import InvalidArgument, NotFound, ResourceExhausted
-from runtime.ids import Digest
+from runtime.errors import Code, InvalidArgument, NotFound, PenstockError, ResourceExhausted
+from runtime.identity import Peer
+from runtime.ids import Digest, TenantId
 from worker.files.cache import FileCache
 from worker.files.manifest import is_sha256
 from worker.threads import in_thread
@@ -21,15 +22,34 @@ _READ_BYTES = 4 * PART_BYTES
 _AGAIN_AFTER_S = 1.0
 
 
-class SharedFiles:
-    """Reads for others from one worker's cache."""
+class ReaderRefused(PenstockError, code=Code.PERMISSION_DENIED, reason="READER_REFUSED"):
+    """A worker that might not load all that this one holds."""
 
-    def __init__(self, cache: FileCache, *, at_once: int = 4) -> None:
-        self._cache, self._at_once = cache, at_once
+
+def may_give(holder: frozenset[TenantId], reader: frozenset[TenantId]) -> bool:
+    """Whether what a worker for these tenants holds may go to one for those; none: everybody's.
+
+    It holds models of its tenants and what is shared with one of them. A worker for all of those tenants may load that too.
+    """
+    return not reader or (bool(holder) and holder <= reader)
+
+
+class SharedFiles:
+    """Reads for others from one worker's cache. `tenants`: whose models it may load now; none: everybody's."""
+
+    def __init__(self, cache: FileCache, *, tenants: Callable[[], frozenset[TenantId]] = frozenset, at_once: int = 4) -> None:
+        self._cache, self._tenants, self._at_once = cache, tenants, at_once
         self._reading = 0
 
-    async def read(self, sha256: Digest, offset_bytes: int) -> AsyncGenerator[bytes, None]:
-        """The file, or the manifest, from there on, in parts. Raises NotFound, InvalidArgument, ResourceExhausted."""
+    async def read(self, reader: Peer, sha256: Digest, offset_bytes: int) -> AsyncGenerator[bytes, None]:
+        """The file, or the manifest, from there on, in parts.
+
+        Raises ReaderRefused, NotFound, InvalidArgument, ResourceExhausted.
+        """
+        if not may_give(self._tenants(), reader.tenants):
+            raise ReaderRefused(
+                f"worker {reader.node_id} is for some tenants only, and this one holds files of others too; ask the registry"
+            )
         if not is_sha256(sha256):
             raise InvalidArgument(f"{sha256[:80]!r} is no sha256; 64 hex digits are expected")
         if self._reading >= self._at_once:

@@ -12,12 +12,13 @@ from runtime.errors import PenstockError, Unavailable
 from runtime.status import DETAILS_KEY, error_of
 
 M = TypeVar("M")
+T = TypeVar("T")
 _VAGUE = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED)
 
 
 async def read_parts(
-    call: Any, kind: type[M], data_of: Callable[[M], bytes], *, who: str, what: str, silence_s: float
-) -> AsyncGenerator[bytes, None]:
+    call: Any, kind: type[M], data_of: Callable[[M], T], *, who: str, what: str, silence_s: float
+) -> AsyncGenerator[T, None]:
     """The parts of a server's stream of `kind`. Closing it ends the call. Raises what `who` answers; silence is Unavailable."""
     try:
         while True:

@@ -21,6 +21,7 @@ from inference import grpc_service_pb2_grpc as rpc
 
 from runtime.errors import InvalidArgument, NotFound, Unimplemented
 from runtime.identity import Role
+from runtime.load_overrides import override_of
 from runtime.serving import Register, inner_peer
 from worker.inference import TableInference
 from worker.kserve.descriptions import metadata_of, statistics_of
@@ -41,7 +42,10 @@ EXTENSIONS = (
     "schedule_policy",
     "sequence",
 )
-"""What ServerMetadata names: only what is true here; with `system_shared_memory` where it is opened."""
+"""What ServerMetadata names: only what is true here; `system_shared_memory` and `model_repository` where there are such."""
+
+MAX_OVERRIDE_BYTES = 1 << 30
+"""Files that one load may bring; what a message may hold is less, unless it was raised."""
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 _READY, _LEAVING = ("READY", ""), ("UNLOADING", "finishing its requests")
@@ -156,7 +160,11 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
 
     async def ServerMetadata(self, request: pb.ServerMetadataRequest, context: _Context) -> pb.ServerMetadataResponse:
         self._check(context)
-        extensions = EXTENSIONS if self._memory is None else (*EXTENSIONS, "system_shared_memory")
+        extensions = [*EXTENSIONS]
+        if self._memory is not None:
+            extensions.append("system_shared_memory")
+        if self._repository is not None:
+            extensions.append("model_repository")
         return pb.ServerMetadataResponse(name=self._server_name, version=_own_version(), extensions=extensions)
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: _Context) -> pb.ModelMetadataResponse:
@@ -201,11 +209,7 @@ class InferenceServicer(rpc.GRPCInferenceServiceServicer):
         self, request: pb.RepositoryModelLoadRequest, context: _Context
     ) -> pb.RepositoryModelLoadResponse:
         repository = self._checked_repository(context, "loads", request.repository_name)
-        for name in request.parameters:
-            if name == "config" or name.startswith("file:"):
-                raise Unimplemented(f"parameter {name!r}: a model is loaded as its folder describes it; change that instead")
-            raise InvalidArgument(f"parameter {name!r} of a load is not known; it takes none")
-        await repository.load(request.model_name)
+        await repository.load(request.model_name, override_of(request.parameters, MAX_OVERRIDE_BYTES))
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(

@@ -93,6 +93,8 @@ class Copy:
     task: Task | None = None
     """Known once the manifest was read."""
     max_batch_size: int = 0
+    signer: bytes = b""
+    """Public key of who signed the manifest, known once that was read; empty for a folder that is served as it lies."""
     retry_at_s: float | None = None
     """For a FAILED one whose cause may pass: when it is worth another try, on the monotonic clock."""
     asked: int = 0

@@ -118,9 +118,12 @@ class Loader:
         rng: random.Random,
         rules: LoadRules,
         resident_bytes: Callable[[], int],
+        check: Callable[[Copy], None] = lambda _: None,
     ) -> None:
+        """`check` raises where a copy, its signer being known now, may not be loaded."""
         self._files, self._open_model, self._holdings = files, open_model, holdings
         self._clock, self._rng, self._rules, self._resident_bytes = clock, rng, rules, resident_bytes
+        self._check = check
         self.rooms = Rooms(holdings)
         self._begun = 0
         self._ended = 0
@@ -159,7 +162,8 @@ class Loader:
                 f" {spec.model!r} version {spec.version}"
             )
         copy.memory_bytes = taken_bytes(spec, sum(file.size_bytes for file in description.files))
-        copy.pinned = is_pinned(spec)
+        copy.pinned, copy.signer = is_pinned(spec), spec.signer
+        self._check(copy)
         self._holdings.describe(copy, task=spec.task, max_batch_size=spec.max_batch_size)
         prepared = await self._files.prepare(description, progress)
         try:

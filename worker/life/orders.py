@@ -2,7 +2,8 @@
 
 Level-triggered: orders and copies go in, the next steps come out; asked again after they were taken, it plans nothing. A
 version that is no longer ordered goes on answering until the version that replaces it is READY, also when that one fails:
-somebody has to answer. Absent orders are no orders at all and are not planned with.
+somebody has to answer. Only one that may not be answered for (`standing.py`) ends at once. Absent orders are no orders at all
+and are not planned with.
 
 Orders come from the scheduler and, beside them, from whoever calls LoadModel. Where both name a version the scheduler's word
 counts, and a call makes it be tried again.
@@ -14,7 +15,7 @@ for anybody. So with orders that stand, evictions end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from google.protobuf.message import DecodeError
@@ -102,17 +103,31 @@ def merged(scheduled: Iterable[Order], local: Mapping[CopyKey, Order]) -> tuple[
 
 
 def plan(
-    orders: Sequence[Order], copies: Iterable[Copy], *, now_s: float, loads_at_once: int, memory: Memory = UNBOUNDED
+    orders: Sequence[Order],
+    copies: Iterable[Copy],
+    *,
+    now_s: float,
+    loads_at_once: int,
+    memory: Memory = UNBOUNDED,
+    barred: Collection[CopyKey] = (),
 ) -> Plan:
-    """The next steps. Orders are taken in their own order."""
+    """The next steps. Orders are taken in their own order. Those copies that are `barred` end, whoever ordered them."""
     held = {copy.key: copy for copy in copies}
     ordered = {order.key: order for order in orders}
     awaited = {order.model for order in orders if not _answers(held.get(order.key), order)}
     unwanted = [copy for copy in held.values() if not _is_ordered(copy, ordered)]
     unloads = tuple(
-        copy for copy in unwanted if copy.state is CopyState.READY and (copy.key in ordered or copy.model not in awaited)
+        copy
+        for copy in held.values()
+        if copy.state is CopyState.READY
+        and (copy.key in barred or (copy in unwanted and (copy.key in ordered or copy.model not in awaited)))
     )
-    withdrawals = tuple(copy for copy in unwanted if copy.state in (CopyState.LOADING, CopyState.FAILED))
+    withdrawals = tuple(
+        copy
+        for copy in held.values()
+        if (copy in unwanted and copy.state in (CopyState.LOADING, CopyState.FAILED))
+        or (copy.key in barred and copy.state is CopyState.LOADING)
+    )
     going = {copy.key for copy in (*unloads, *withdrawals)}
     staying = [copy for copy in held.values() if copy.key not in going and copy.state not in _LEAVING]
     leaving = [copy for copy in held.values() if copy.key in going or copy.state in _LEAVING]

@@ -4,7 +4,8 @@ Watches the worker's own assignment key; every change, of orders or of copies, l
 steps run as tasks. An absent key is not an order: only a written assignment changes what is held, because etcd may come
 back empty. Beside the scheduler's orders stand those of LoadModel, which live as long as this process. At most so many loads
 run at once. A load whose cause of failure may pass is tried again once in a while; a refused model only when its order's
-generation grows or LoadModel asks again.
+generation grows or LoadModel asks again. A version that the registry withdrew, or whose signer it revoked, answers nothing that
+comes from then on, and is not loaded: its copy is FAILED and says why, for as long as somebody orders it.
 
 Owns the tasks. Never fetches, opens or computes: `loading.py` does, the table holds what answers.
 """
@@ -24,6 +25,7 @@ from runtime.clock import Clock
 from runtime.errors import PenstockError
 from runtime.ids import ModelName, ModelVersion
 from runtime.keyvalue import Changes, KeyValueStore, Put, Snapshot, Watch
+from runtime.notices import NoticeBoard
 from worker.copies import LoadedModel
 from worker.files.artifacts import Prepared
 from worker.life.lifecycle import Copy, CopyKey, Holdings, LifeEvent
@@ -32,6 +34,7 @@ from worker.life.local_orders import LocalOrders
 from worker.life.machine_memory import read_resident_bytes
 from worker.life.memory import Memory, Usage
 from worker.life.orders import UNBOUNDED, Begin, Order, OrdersRefused, Plan, is_newer, merged, parse_orders, plan
+from worker.life.standing import objection_to
 from worker.types import CopyState
 
 _IDLE_S = 3600.0
@@ -67,11 +70,15 @@ class Reconciler:
         *,
         memory_bytes: int = UNBOUNDED.limit_bytes,
         resident_bytes: Callable[[], int] = read_resident_bytes,
+        board: NoticeBoard | None = None,
     ) -> None:
+        """`board`: which versions may not be answered for."""
         self._store, self._key, self._files, self._table = store, key, files, table
         self._holdings, self._clock, self._rng = holdings, clock, rng
         self._rules, self._memory_bytes = rules or LoadRules(), memory_bytes
-        self._loader = Loader(files, open_model, holdings, clock, rng, self._rules, resident_bytes)
+        self._loader = Loader(files, open_model, holdings, clock, rng, self._rules, resident_bytes, self._check)
+        self._board = board or NoticeBoard()
+        self._board.on_model.append(lambda _: self._dirty.set())
         self._scheduled: tuple[Order, ...] | None = None
         self.local = LocalOrders(holdings, lambda: self._scheduled or (), self._replanned)
         self._round_over = asyncio.Event()
@@ -144,13 +151,22 @@ class Reconciler:
             copy = self._holdings.get(order.key)
             if copy is not None and copy.state is CopyState.READY and copy.digest == order.digest:
                 copy.generation, copy.asked = order.generation, order.asked  # it is as the newest order wants it
-        steps = plan(orders, self._holdings, now_s=now_s, loads_at_once=self._rules.at_once, memory=memory)
+        objections = {copy.key: why for copy in self._holdings if (why := self._objection(copy)) is not None}
+        steps = plan(
+            orders,
+            self._holdings,
+            now_s=now_s,
+            loads_at_once=self._rules.at_once,
+            memory=memory,
+            barred=objections.keys(),
+        )
         for copy in steps.withdrawals:
             self._withdraw(copy)
         for copy in steps.forgotten:
             self._holdings.forget(copy)
         for copy in steps.unloads:
-            self._retire(copy, tasks)
+            objection = objections.get(copy.key)
+            self._retire(copy, tasks, objection.message if objection else "", at_once=objection is not None)
         self._make_room(steps, tasks)
         for begin in steps.loads:
             self._begin(begin, tasks)
@@ -184,9 +200,19 @@ class Reconciler:
             copy.may_evict = True
         copy.generation, copy.asked, copy.awaits_room, copy.failure = order.generation, order.asked, False, None
         self._holdings.move(copy, LifeEvent.LOAD_BEGUN)
+        if (objection := self._objection(copy)) is not None:
+            self._fail(copy, objection)
+            return
         if begin.promised:
             self._loader.rooms.promise(copy)
         self._loads[copy.key] = tasks.create_task(self._load(copy), name=f"load {copy.model}")
+
+    def _objection(self, copy: Copy) -> PenstockError | None:
+        return objection_to(self._board.model(copy.model), copy.model, copy.version, copy.digest, copy.signer)
+
+    def _check(self, copy: Copy) -> None:
+        if (objection := self._objection(copy)) is not None:
+            raise objection
 
     def _withdraw(self, copy: Copy) -> None:
         copy.awaits_room = False
@@ -237,14 +263,17 @@ class Reconciler:
     def _again_at_s(self) -> float:
         return self._clock.monotonic_s() + self._rules.again_after_s * (1 + 0.2 * self._rng.random())
 
-    def _retire(self, copy: Copy, tasks: asyncio.TaskGroup, reason: str = "") -> None:
+    def _retire(self, copy: Copy, tasks: asyncio.TaskGroup, reason: str = "", *, at_once: bool = False) -> None:
+        """`at_once`: no request that comes from now on is answered; those in flight end."""
         self._holdings.move(copy, LifeEvent.RETIRED, reason)
-        tasks.create_task(self._unload(copy, reason), name=f"unload {copy.model}")
+        grace_s = 0.0 if at_once else self._rules.leave_grace_s
+        tasks.create_task(self._unload(copy, reason, grace_s), name=f"unload {copy.model}")
 
-    async def _unload(self, copy: Copy, reason: str) -> None:
+    async def _unload(self, copy: Copy, reason: str, grace_s: float) -> None:
         """Once begun it is finished, also if the loop ends meanwhile: a half unloaded copy could never be loaded again."""
         try:
-            await self._clock.sleep(self._rules.leave_grace_s)
+            if grace_s:
+                await self._clock.sleep(grace_s)
         finally:
             await self._let_go(copy, reason)
 

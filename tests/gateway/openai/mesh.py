@@ -22,12 +22,14 @@ from gateway.keys import Keys
 from gateway.links.types import CallContext, Method
 from gateway.metrics import GatewayMetrics
 from gateway.openai.servicer import SERVICE, OpenAIServicer
+from gateway.targets import Targets
 from gateway.types import PublishedVersion
 from placement.types import Copy, CopyState, Request, Worker
 from placement.view import FleetView
 from runtime.clock import SystemClock
 from runtime.errors import NotFound, PenstockError
 from runtime.ids import Digest, KeyId, ModelName, ModelVersion, Region, TenantId, WorkerId
+from runtime.notices import NoticeBoard
 from runtime.serving import Listen, serving
 
 SECRET, LIMITED, NARROW = "sk-good", "sk-limited", "sk-narrow"
@@ -67,8 +69,17 @@ class ScriptedRouter:
         answer.outputs.add(name=asked.outputs[0].name, datatype="FP32", shape=vectors.shape)
         return answer.SerializeToString()
 
-    async def stream(self, method: Method, request: Request, payload: bytes, call: CallContext) -> AsyncGenerator[bytes, None]:
+    async def stream(
+        self,
+        method: Method,
+        request: Request,
+        payload: bytes,
+        call: CallContext,
+        on_granted: Callable[[ModelVersion], None] | None = None,
+    ) -> AsyncGenerator[bytes, None]:
         assert method is Method.GENERATE
+        if on_granted is not None:
+            on_granted(request.version or ModelVersion("1"))
         self.asked.append(worker_pb2.GenerateRequest.FromString(payload))
         self.requests.append(request)
         self.calls.append(call)
@@ -96,7 +107,7 @@ class FixedFleet:
     wanted: frozenset[str] = frozenset()
 
     def copies(self, model: str, version: str = "") -> tuple[tuple[Worker, Copy], ...]:
-        return self.view.copies_of(ModelName(model))
+        return tuple(pair for pair in self.view.copies_of(ModelName(model)) if version in ("", pair[1].version))
 
     def placed(self, model: str, version: str = "") -> bool:
         return model in self.wanted
@@ -128,6 +139,9 @@ class FixedCopies:
         answer.outputs.add(name="vector", datatype="FP32", shape=[-1, 3])
         return answer
 
+    def chosen(self, model: str, version: str) -> ModelVersion:
+        return ModelVersion(version or "1")
+
 
 @dataclass(slots=True)
 class FixedKeys:
@@ -136,9 +150,6 @@ class FixedKeys:
             if hashlib.sha256(secret.encode()).digest() == secret_sha256:
                 return facts
         raise NotFound("no such key")
-
-    async def watch(self) -> AsyncGenerator[Sequence[KeyId], None]:
-        yield []
 
 
 _KEYS = {
@@ -171,8 +182,9 @@ class SmallMesh:
     callers: Callers
     metrics: GatewayMetrics
     counted: CollectorRegistry
+    fleet: FixedFleet
+    targets: Targets
     router: ScriptedRouter = field(default_factory=ScriptedRouter)
-    fleet: FixedFleet = field(default_factory=small_fleet)
     copies: FixedCopies = field(default_factory=FixedCopies)
     registry: FixedRegistry = field(default_factory=FixedRegistry)
 
@@ -181,10 +193,10 @@ class SmallMesh:
         return self.counted.get_sample_value("penstock_gateway_requests_total", labels) or 0.0
 
 
-def small_mesh(*, keys: bool = True) -> SmallMesh:
-    counted = CollectorRegistry()
-    metrics = GatewayMetrics(counted)
-    return SmallMesh(Callers(Keys(FixedKeys(), SystemClock()) if keys else None, metrics), metrics, counted)
+def small_mesh(*, keys: bool = True, board: NoticeBoard | None = None) -> SmallMesh:
+    counted, fleet = CollectorRegistry(), small_fleet()
+    callers = Callers(Keys(FixedKeys(), SystemClock()) if keys else None, GatewayMetrics(CollectorRegistry()))
+    return SmallMesh(callers, GatewayMetrics(counted), counted, fleet, Targets(board, fleet, enforced=keys, wait_s=0.2))
 
 
 @dataclass(slots=True)

@@ -11,25 +11,29 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nacl.signing
 import pytest
+from penstock.registry.v1 import models_pb2
 from penstock.worker.v1 import worker_pb2, worker_pb2_grpc
 
 from runtime.channel import inner_channel
 from runtime.clock import SystemClock
 from runtime.errors import Code, PenstockError, Unavailable
-from runtime.identity import Authority, NodeIdentity, Role
-from runtime.ids import Digest, ModelName, ModelVersion, Region, WorkerId, model_key, presence_key
+from runtime.identity import Authority, NodeIdentity, Peer, Role
+from runtime.ids import Digest, ModelName, ModelVersion, NodeId, Region, TenantId, WorkerId, model_key, presence_key
+from runtime.manifests import sign_endorsement
 from runtime.memory_store import MemoryStore
 from runtime.records import sign_record
+from runtime.revocations import Revocations
 from runtime.serving import Listen, serving
 from tests.support.forwarder import Forwarder, forwarder_to
-from tests.worker.manifests import TRUSTED, MemoryRegistry, sha256_of
+from tests.worker.manifests import PUBLISHER, TRUSTED, MemoryRegistry, manifest_of, sha256_of
 from worker.execute.execution import SERVICE, Execution
 from worker.execute.model_service import Files, ModelService
 from worker.files.artifacts import Artifacts, Prepared
 from worker.files.cache import FileCache, open_cache
-from worker.files.peers import NearbyWorkers, PeerRules
-from worker.files.sharing import PART_BYTES, SharedFiles
+from worker.files.peers import NearbyWorkers, PeerRules, WorkerOrigin
+from worker.files.sharing import PART_BYTES, ReaderRefused, SharedFiles, may_give
 from worker.files.transfers import failure_of
 from worker.hardware import Hardware
 from worker.presence_codec import Stamp, WorkerFacts, model_presence_bytes, presence_bytes
@@ -41,6 +45,7 @@ WEIGHTS, VOCABULARY = os.urandom(20 * PART_BYTES), b"abc"
 FILES = {"model.onnx": WEIGHTS, "text/vocabulary.json": VOCABULARY}
 READY = worker_pb2.MODEL_STATE_READY
 CACHE_BYTES = 1 << 30
+READER = Peer(Role.WORKER, NodeId("reader"))
 
 
 class NoInference:
@@ -65,7 +70,7 @@ class Liar:
     asked: int = 0
     size_bytes: int = len(WEIGHTS)
 
-    async def read(self, sha256: Digest, offset_bytes: int) -> AsyncGenerator[bytes, None]:
+    async def read(self, reader: Peer, sha256: Digest, offset_bytes: int) -> AsyncGenerator[bytes, None]:
         self.asked += 1
         for start in range(offset_bytes, self.size_bytes, PART_BYTES):
             yield bytes(min(PART_BYTES, self.size_bytes - start))
@@ -315,11 +320,11 @@ async def test_so_many_read_at_once_and_what_they_read_is_not_dropped_meanwhile(
     prepared = await prepare(theirs, nearby.digest)
     await theirs.release(prepared)
     files = SharedFiles(cache, at_once=2)
-    readings = [files.read(Digest(sha256_of(WEIGHTS)), 0) for _ in range(2)]
+    readings = [files.read(READER, Digest(sha256_of(WEIGHTS)), 0) for _ in range(2)]
     for reading in readings:
         await anext(reading)
     with pytest.raises(PenstockError, match="as many as may be") as full:
-        await anext(files.read(Digest(sha256_of(WEIGHTS)), 0))
+        await anext(files.read(READER, Digest(sha256_of(WEIGHTS)), 0))
     assert full.value.code is Code.RESOURCE_EXHAUSTED
     cache._limit_bytes = 1
     cache._make_room(0)
@@ -329,19 +334,85 @@ async def test_so_many_read_at_once_and_what_they_read_is_not_dropped_meanwhile(
     cache._make_room(0)
     assert not (nearby.folder / "small" / "files" / sha256_of(WEIGHTS)).exists()
     with pytest.raises(PenstockError, match="no verified file"):
-        await drained(files.read(Digest(sha256_of(WEIGHTS)), 0))
+        await drained(files.read(READER, Digest(sha256_of(WEIGHTS)), 0))
 
 
 async def test_a_file_that_this_process_did_not_verify_or_that_was_changed_since_is_not_sent(nearby: Nearby) -> None:
     cache = nearby.cache("other")
     await prepare(Artifacts(cache, nearby.registry, lambda: TRUSTED), nearby.digest)
     files, path = SharedFiles(cache), nearby.folder / "other" / "files" / sha256_of(WEIGHTS)
-    assert await drained(files.read(Digest(sha256_of(WEIGHTS)), 0)) == len(WEIGHTS)
+    assert await drained(files.read(READER, Digest(sha256_of(WEIGHTS)), 0)) == len(WEIGHTS)
     path.unlink()
     path.write_bytes(bytes(len(WEIGHTS)))
     with pytest.raises(PenstockError, match="no verified file"):
-        await drained(files.read(Digest(sha256_of(WEIGHTS)), 0))
+        await drained(files.read(READER, Digest(sha256_of(WEIGHTS)), 0))
     left = nearby.folder / "other" / "files" / sha256_of(b"left")
     left.write_bytes(b"left")
     with pytest.raises(PenstockError, match="no verified file"):
-        await drained(files.read(Digest(sha256_of(b"left")), 0))
+        await drained(files.read(READER, Digest(sha256_of(b"left")), 0))
+
+
+def names(*tenants: str) -> frozenset[TenantId]:
+    return frozenset(map(TenantId, tenants))
+
+
+@pytest.mark.parametrize(
+    ("holder", "reader", "given"),
+    [
+        (names(), names(), True),
+        (names(), names("a"), False),
+        (names("a"), names(), True),
+        (names("a"), names("a"), True),
+        (names("a"), names("a", "b"), True),
+        (names("a", "b"), names("a"), False),
+        (names("a"), names("b"), False),
+    ],
+)
+async def test_files_go_to_workers_that_may_load_whatever_this_one_may(
+    nearby: Nearby, holder: frozenset[TenantId], reader: frozenset[TenantId], given: bool
+) -> None:
+    cache = nearby.cache("other")
+    await prepare(Artifacts(cache, nearby.registry, lambda: TRUSTED), nearby.digest)
+    files, peer = SharedFiles(cache, tenants=lambda: holder), Peer(Role.WORKER, NodeId("reader"), reader)
+    assert may_give(holder, reader) is given
+    for asked in (sha256_of(WEIGHTS), nearby.digest):
+        if given:
+            assert await anext(files.read(peer, asked, 0))
+        else:
+            with pytest.raises(ReaderRefused, match="ask the registry"):
+                await anext(files.read(peer, asked, 0))
+
+
+async def test_a_worker_for_one_tenant_asks_only_those_that_give_and_is_given_nothing_by_others(nearby: Nearby) -> None:
+    everybodys, port = await nearby.holder("everybodys")
+    nearby.me = nearby.authority.enrol(nearby.folder / "id-acmes", Role.WORKER, tenants=names("acme"))
+    acmes = nearby.authority.enrol(nearby.folder / "id-acmes-other", Role.WORKER, tenants=names("acme"))
+    await nearby.tell(everybodys, port)
+    await nearby.tell(acmes, 1)
+    async with nearby.peers().holding(KEY, nearby.digest) as origins:
+        assert [origin.name for origin in origins] == [f"worker {acmes.node_id}"]
+    async with inner_channel(f"127.0.0.1:{port}", nearby.me, Role.WORKER) as channel:
+        refused = WorkerOrigin(WorkerId(everybodys.node_id), channel, 5.0)
+        with pytest.raises(ReaderRefused):
+            await drained(refused.fetch(sha256_of(WEIGHTS), 0))
+
+
+async def test_a_worker_that_was_revoked_is_not_asked(nearby: Nearby) -> None:
+    identity, port = await nearby.holder("other")
+    await nearby.tell(identity, port)
+    revocations = Revocations()
+    peers = NearbyWorkers(nearby.store, HERE, nearby.me, SystemClock(), random.Random(4), revocations=revocations)
+    async with peers.holding(KEY, nearby.digest) as origins:
+        assert len(origins) == 1
+    revocations.add(identity.node_id)
+    async with peers.holding(KEY, nearby.digest) as origins:
+        assert origins == []
+
+
+async def test_a_manifest_comes_from_a_worker_with_the_endorsement_that_makes_it_believed(nearby: Nearby) -> None:
+    signer = nacl.signing.SigningKey(b"s" * 32)
+    endorsement = models_pb2.Endorsement(tenant="default", ed25519_public_key=bytes(signer.verify_key), models=["digits"])
+    nearby.digest = nearby.registry.publish(manifest_of(FILES), FILES, signer, sign_endorsement(PUBLISHER, endorsement))
+    await nearby.tell(*await nearby.holder("other"))
+    nearby.registry.away = True
+    assert content_of(await prepare(nearby.artifacts(), nearby.digest)) == FILES

@@ -205,10 +205,6 @@ async def test_what_is_not_here_and_what_is_not_taken(tmp_path: Path) -> None:
         assert [(await refused(call(request("q"))))[0] for call, request in zip(calls, (load, unload), strict=True)] == [
             grpc.StatusCode.NOT_FOUND
         ] * 2
-        code, sentence = await refused(rig.stub.RepositoryModelLoad(load("m", config=text)))
-        assert (code, "'config'" in sentence) == (grpc.StatusCode.UNIMPLEMENTED, True)
-        file = pb.RepositoryModelLoadRequest(model_name="m", parameters={"file:1/model.onnx": text})
-        assert (await refused(rig.stub.RepositoryModelLoad(file)))[0] is grpc.StatusCode.UNIMPLEMENTED
         assert (await refused(rig.stub.RepositoryModelLoad(load("m", colour=text))))[0] is grpc.StatusCode.INVALID_ARGUMENT
         assert (await refused(rig.stub.RepositoryModelUnload(unload("m", config=text))))[0] is grpc.StatusCode.INVALID_ARGUMENT
         elsewhere = pb.RepositoryModelLoadRequest(repository_name="other", model_name="m")

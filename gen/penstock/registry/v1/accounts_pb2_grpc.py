@@ -39,6 +39,41 @@ class AccountServiceStub:
                 request_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.CreateTenantRequest.SerializeToString,
                 response_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.CreateTenantResponse.FromString,
                 _registered_method=True)
+        self.ListTenants = channel.unary_unary(
+                '/penstock.registry.v1.AccountService/ListTenants',
+                request_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.ListTenantsRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.ListTenantsResponse.FromString,
+                _registered_method=True)
+        self.CreateUser = channel.unary_unary(
+                '/penstock.registry.v1.AccountService/CreateUser',
+                request_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.CreateUserRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.CreateUserResponse.FromString,
+                _registered_method=True)
+        self.ListUsers = channel.unary_unary(
+                '/penstock.registry.v1.AccountService/ListUsers',
+                request_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.ListUsersRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.ListUsersResponse.FromString,
+                _registered_method=True)
+        self.UpdateUser = channel.unary_unary(
+                '/penstock.registry.v1.AccountService/UpdateUser',
+                request_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.UpdateUserRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.UpdateUserResponse.FromString,
+                _registered_method=True)
+        self.LogIn = channel.unary_unary(
+                '/penstock.registry.v1.AccountService/LogIn',
+                request_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.LogInRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.LogInResponse.FromString,
+                _registered_method=True)
+        self.LogOut = channel.unary_unary(
+                '/penstock.registry.v1.AccountService/LogOut',
+                request_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.LogOutRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.LogOutResponse.FromString,
+                _registered_method=True)
+        self.WhoAmI = channel.unary_unary(
+                '/penstock.registry.v1.AccountService/WhoAmI',
+                request_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.WhoAmIRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.WhoAmIResponse.FromString,
+                _registered_method=True)
         self.CreateKey = channel.unary_unary(
                 '/penstock.registry.v1.AccountService/CreateKey',
                 request_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.CreateKeyRequest.SerializeToString,
@@ -48,6 +83,11 @@ class AccountServiceStub:
                 '/penstock.registry.v1.AccountService/ListKeys',
                 request_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.ListKeysRequest.SerializeToString,
                 response_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.ListKeysResponse.FromString,
+                _registered_method=True)
+        self.RotateKey = channel.unary_unary(
+                '/penstock.registry.v1.AccountService/RotateKey',
+                request_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.RotateKeyRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.RotateKeyResponse.FromString,
                 _registered_method=True)
         self.RevokeKey = channel.unary_unary(
                 '/penstock.registry.v1.AccountService/RevokeKey',
@@ -59,11 +99,6 @@ class AccountServiceStub:
                 request_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.ResolveKeyRequest.SerializeToString,
                 response_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.ResolveKeyResponse.FromString,
                 _registered_method=True)
-        self.WatchKeys = channel.unary_stream(
-                '/penstock.registry.v1.AccountService/WatchKeys',
-                request_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.WatchKeysRequest.SerializeToString,
-                response_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.WatchKeysResponse.FromString,
-                _registered_method=True)
 
 
 class AccountServiceServicer:
@@ -71,6 +106,51 @@ class AccountServiceServicer:
 
     def CreateTenant(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTenants(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateUser(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListUsers(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateUser(self, request, context):
+        """Role, password or both. A new password or a disabled user ends the user's sessions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LogIn(self, request, context):
+        """Answers UNAUTHENTICATED in the same time whether the user or the password is wrong.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LogOut(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WhoAmI(self, request, context):
+        """Who the caller is and what it may do.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -88,6 +168,13 @@ class AccountServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateKey(self, request, context):
+        """A new key with all that the old one may; the old one ends after the overlap.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeKey(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -101,13 +188,6 @@ class AccountServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def WatchKeys(self, request, context):
-        """Pushes every change to those who keep answers in memory. The first message is empty and says that the watch stands.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_AccountServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -115,6 +195,41 @@ def add_AccountServiceServicer_to_server(servicer, server):
                     servicer.CreateTenant,
                     request_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.CreateTenantRequest.FromString,
                     response_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.CreateTenantResponse.SerializeToString,
+            ),
+            'ListTenants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTenants,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.ListTenantsRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.ListTenantsResponse.SerializeToString,
+            ),
+            'CreateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUser,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.CreateUserRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.CreateUserResponse.SerializeToString,
+            ),
+            'ListUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListUsers,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.ListUsersRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.ListUsersResponse.SerializeToString,
+            ),
+            'UpdateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateUser,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.UpdateUserRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.UpdateUserResponse.SerializeToString,
+            ),
+            'LogIn': grpc.unary_unary_rpc_method_handler(
+                    servicer.LogIn,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.LogInRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.LogInResponse.SerializeToString,
+            ),
+            'LogOut': grpc.unary_unary_rpc_method_handler(
+                    servicer.LogOut,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.LogOutRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.LogOutResponse.SerializeToString,
+            ),
+            'WhoAmI': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhoAmI,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.WhoAmIRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.WhoAmIResponse.SerializeToString,
             ),
             'CreateKey': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateKey,
@@ -126,6 +241,11 @@ def add_AccountServiceServicer_to_server(servicer, server):
                     request_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.ListKeysRequest.FromString,
                     response_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.ListKeysResponse.SerializeToString,
             ),
+            'RotateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKey,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.RotateKeyRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.RotateKeyResponse.SerializeToString,
+            ),
             'RevokeKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeKey,
                     request_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.RevokeKeyRequest.FromString,
@@ -135,11 +255,6 @@ def add_AccountServiceServicer_to_server(servicer, server):
                     servicer.ResolveKey,
                     request_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.ResolveKeyRequest.FromString,
                     response_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.ResolveKeyResponse.SerializeToString,
-            ),
-            'WatchKeys': grpc.unary_stream_rpc_method_handler(
-                    servicer.WatchKeys,
-                    request_deserializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.WatchKeysRequest.FromString,
-                    response_serializer=penstock_dot_registry_dot_v1_dot_accounts__pb2.WatchKeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -169,6 +284,195 @@ class AccountService:
             '/penstock.registry.v1.AccountService/CreateTenant',
             penstock_dot_registry_dot_v1_dot_accounts__pb2.CreateTenantRequest.SerializeToString,
             penstock_dot_registry_dot_v1_dot_accounts__pb2.CreateTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTenants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.AccountService/ListTenants',
+            penstock_dot_registry_dot_v1_dot_accounts__pb2.ListTenantsRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_accounts__pb2.ListTenantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.AccountService/CreateUser',
+            penstock_dot_registry_dot_v1_dot_accounts__pb2.CreateUserRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_accounts__pb2.CreateUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.AccountService/ListUsers',
+            penstock_dot_registry_dot_v1_dot_accounts__pb2.ListUsersRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_accounts__pb2.ListUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.AccountService/UpdateUser',
+            penstock_dot_registry_dot_v1_dot_accounts__pb2.UpdateUserRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_accounts__pb2.UpdateUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LogIn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.AccountService/LogIn',
+            penstock_dot_registry_dot_v1_dot_accounts__pb2.LogInRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_accounts__pb2.LogInResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LogOut(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.AccountService/LogOut',
+            penstock_dot_registry_dot_v1_dot_accounts__pb2.LogOutRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_accounts__pb2.LogOutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WhoAmI(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.AccountService/WhoAmI',
+            penstock_dot_registry_dot_v1_dot_accounts__pb2.WhoAmIRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_accounts__pb2.WhoAmIResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -234,6 +538,33 @@ class AccountService:
             _registered_method=True)
 
     @staticmethod
+    def RotateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.AccountService/RotateKey',
+            penstock_dot_registry_dot_v1_dot_accounts__pb2.RotateKeyRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_accounts__pb2.RotateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RevokeKey(request,
             target,
             options=(),
@@ -277,33 +608,6 @@ class AccountService:
             '/penstock.registry.v1.AccountService/ResolveKey',
             penstock_dot_registry_dot_v1_dot_accounts__pb2.ResolveKeyRequest.SerializeToString,
             penstock_dot_registry_dot_v1_dot_accounts__pb2.ResolveKeyResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def WatchKeys(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/penstock.registry.v1.AccountService/WatchKeys',
-            penstock_dot_registry_dot_v1_dot_accounts__pb2.WatchKeysRequest.SerializeToString,
-            penstock_dot_registry_dot_v1_dot_accounts__pb2.WatchKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,20 +44,10 @@ class ModelServiceStub:
                 request_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
-        self.StatFile = channel.unary_unary(
-                '/penstock.registry.v1.ModelService/StatFile',
-                request_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.StatFileRequest.SerializeToString,
-                response_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.StatFileResponse.FromString,
-                _registered_method=True)
-        self.UploadFile = channel.stream_unary(
-                '/penstock.registry.v1.ModelService/UploadFile',
-                request_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.UploadFileRequest.SerializeToString,
-                response_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.UploadFileResponse.FromString,
-                _registered_method=True)
-        self.FetchFile = channel.unary_stream(
-                '/penstock.registry.v1.ModelService/FetchFile',
-                request_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.FetchFileRequest.SerializeToString,
-                response_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.FetchFileResponse.FromString,
+        self.ShareModel = channel.unary_unary(
+                '/penstock.registry.v1.ModelService/ShareModel',
+                request_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.ShareModelRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.ShareModelResponse.FromString,
                 _registered_method=True)
         self.PublishVersion = channel.unary_unary(
                 '/penstock.registry.v1.ModelService/PublishVersion',
@@ -68,6 +58,56 @@ class ModelServiceStub:
                 '/penstock.registry.v1.ModelService/GetVersion',
                 request_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.GetVersionRequest.SerializeToString,
                 response_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.GetVersionResponse.FromString,
+                _registered_method=True)
+        self.WithdrawVersion = channel.unary_unary(
+                '/penstock.registry.v1.ModelService/WithdrawVersion',
+                request_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.WithdrawVersionRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.WithdrawVersionResponse.FromString,
+                _registered_method=True)
+        self.MoveAlias = channel.unary_unary(
+                '/penstock.registry.v1.ModelService/MoveAlias',
+                request_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.MoveAliasRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.MoveAliasResponse.FromString,
+                _registered_method=True)
+        self.PromoteAlias = channel.unary_unary(
+                '/penstock.registry.v1.ModelService/PromoteAlias',
+                request_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.PromoteAliasRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.PromoteAliasResponse.FromString,
+                _registered_method=True)
+        self.RollBackAlias = channel.unary_unary(
+                '/penstock.registry.v1.ModelService/RollBackAlias',
+                request_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.RollBackAliasRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.RollBackAliasResponse.FromString,
+                _registered_method=True)
+        self.RemoveAlias = channel.unary_unary(
+                '/penstock.registry.v1.ModelService/RemoveAlias',
+                request_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.RemoveAliasRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.RemoveAliasResponse.FromString,
+                _registered_method=True)
+        self.ListAliasMoves = channel.unary_unary(
+                '/penstock.registry.v1.ModelService/ListAliasMoves',
+                request_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.ListAliasMovesRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.ListAliasMovesResponse.FromString,
+                _registered_method=True)
+        self.SettleAlias = channel.unary_unary(
+                '/penstock.registry.v1.ModelService/SettleAlias',
+                request_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.SettleAliasRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.SettleAliasResponse.FromString,
+                _registered_method=True)
+        self.EndorseSigner = channel.unary_unary(
+                '/penstock.registry.v1.ModelService/EndorseSigner',
+                request_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.EndorseSignerRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.EndorseSignerResponse.FromString,
+                _registered_method=True)
+        self.ListSigners = channel.unary_unary(
+                '/penstock.registry.v1.ModelService/ListSigners',
+                request_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.ListSignersRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.ListSignersResponse.FromString,
+                _registered_method=True)
+        self.RevokeSigner = channel.unary_unary(
+                '/penstock.registry.v1.ModelService/RevokeSigner',
+                request_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.RevokeSignerRequest.SerializeToString,
+                response_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.RevokeSignerResponse.FromString,
                 _registered_method=True)
 
 
@@ -86,23 +126,9 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def StatFile(self, request, context):
-        """How much of a file the registry holds already: where an upload goes on.
+    def ShareModel(self, request, context):
+        """Who beside the owner may call a model and load it. Replaces the list.
         """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def UploadFile(self, request_iterator, context):
-        """The first message says what and from where, the others carry bytes. What arrived stays when the connection breaks.
-        Initial metadata comes once the registry takes the upload: who waits for it sends nothing in vain.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def FetchFile(self, request, context):
-        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -115,7 +141,76 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetVersion(self, request, context):
-        """By digest, or by model and version (empty: the newest).
+        """By digest, or by model and version. Version: a number, an alias, or empty for what unversioned requests mostly get.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WithdrawVersion(self, request, context):
+        """From now on nobody serves or loads it. It cannot be undone; its number and digest stay taken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveAlias(self, request, context):
+        """Points an alias at a version: at once, or when as many copies of it are ready as the old target has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromoteAlias(self, request, context):
+        """Makes the target of one alias (canary) that of another (stable), and removes the first, in one step.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBackAlias(self, request, context):
+        """Points an alias at the version it pointed at before; again: back to the one before that.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveAlias(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliasMoves(self, request, context):
+        """Every move of a model's aliases, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleAlias(self, request, context):
+        """The scheduler's word that a pending target is as warm as the old one, or that it will not be. ABORTED where the alias
+        was changed since: the generation is another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndorseSigner(self, request, context):
+        """Lets a key sign a tenant's models. The endorsement was signed by a key that consumers trust.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSigners(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeSigner(self, request, context):
+        """What it signed before stays published; nothing it signs afterwards is, and consumers refuse to load what it signed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,20 +229,10 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.ListModelsRequest.FromString,
                     response_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.ListModelsResponse.SerializeToString,
             ),
-            'StatFile': grpc.unary_unary_rpc_method_handler(
-                    servicer.StatFile,
-                    request_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.StatFileRequest.FromString,
-                    response_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.StatFileResponse.SerializeToString,
-            ),
-            'UploadFile': grpc.stream_unary_rpc_method_handler(
-                    servicer.UploadFile,
-                    request_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.UploadFileRequest.FromString,
-                    response_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.UploadFileResponse.SerializeToString,
-            ),
-            'FetchFile': grpc.unary_stream_rpc_method_handler(
-                    servicer.FetchFile,
-                    request_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.FetchFileRequest.FromString,
-                    response_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.FetchFileResponse.SerializeToString,
+            'ShareModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareModel,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.ShareModelRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.ShareModelResponse.SerializeToString,
             ),
             'PublishVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.PublishVersion,
@@ -158,6 +243,56 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.GetVersion,
                     request_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.GetVersionRequest.FromString,
                     response_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.GetVersionResponse.SerializeToString,
+            ),
+            'WithdrawVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.WithdrawVersion,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.WithdrawVersionRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.WithdrawVersionResponse.SerializeToString,
+            ),
+            'MoveAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveAlias,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.MoveAliasRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.MoveAliasResponse.SerializeToString,
+            ),
+            'PromoteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromoteAlias,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.PromoteAliasRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.PromoteAliasResponse.SerializeToString,
+            ),
+            'RollBackAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBackAlias,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.RollBackAliasRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.RollBackAliasResponse.SerializeToString,
+            ),
+            'RemoveAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveAlias,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.RemoveAliasRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.RemoveAliasResponse.SerializeToString,
+            ),
+            'ListAliasMoves': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliasMoves,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.ListAliasMovesRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.ListAliasMovesResponse.SerializeToString,
+            ),
+            'SettleAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleAlias,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.SettleAliasRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.SettleAliasResponse.SerializeToString,
+            ),
+            'EndorseSigner': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndorseSigner,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.EndorseSignerRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.EndorseSignerResponse.SerializeToString,
+            ),
+            'ListSigners': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSigners,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.ListSignersRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.ListSignersResponse.SerializeToString,
+            ),
+            'RevokeSigner': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeSigner,
+                    request_deserializer=penstock_dot_registry_dot_v1_dot_models__pb2.RevokeSignerRequest.FromString,
+                    response_serializer=penstock_dot_registry_dot_v1_dot_models__pb2.RevokeSignerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -225,7 +360,7 @@ class ModelService:
             _registered_method=True)
 
     @staticmethod
-    def StatFile(request,
+    def ShareModel(request,
             target,
             options=(),
             channel_credentials=None,
@@ -238,63 +373,9 @@ class ModelService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/penstock.registry.v1.ModelService/StatFile',
-            penstock_dot_registry_dot_v1_dot_models__pb2.StatFileRequest.SerializeToString,
-            penstock_dot_registry_dot_v1_dot_models__pb2.StatFileResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def UploadFile(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_unary(
-            request_iterator,
-            target,
-            '/penstock.registry.v1.ModelService/UploadFile',
-            penstock_dot_registry_dot_v1_dot_models__pb2.UploadFileRequest.SerializeToString,
-            penstock_dot_registry_dot_v1_dot_models__pb2.UploadFileResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def FetchFile(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/penstock.registry.v1.ModelService/FetchFile',
-            penstock_dot_registry_dot_v1_dot_models__pb2.FetchFileRequest.SerializeToString,
-            penstock_dot_registry_dot_v1_dot_models__pb2.FetchFileResponse.FromString,
+            '/penstock.registry.v1.ModelService/ShareModel',
+            penstock_dot_registry_dot_v1_dot_models__pb2.ShareModelRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_models__pb2.ShareModelResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -349,6 +430,276 @@ class ModelService:
             '/penstock.registry.v1.ModelService/GetVersion',
             penstock_dot_registry_dot_v1_dot_models__pb2.GetVersionRequest.SerializeToString,
             penstock_dot_registry_dot_v1_dot_models__pb2.GetVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WithdrawVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.ModelService/WithdrawVersion',
+            penstock_dot_registry_dot_v1_dot_models__pb2.WithdrawVersionRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_models__pb2.WithdrawVersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.ModelService/MoveAlias',
+            penstock_dot_registry_dot_v1_dot_models__pb2.MoveAliasRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_models__pb2.MoveAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromoteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.ModelService/PromoteAlias',
+            penstock_dot_registry_dot_v1_dot_models__pb2.PromoteAliasRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_models__pb2.PromoteAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollBackAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.ModelService/RollBackAlias',
+            penstock_dot_registry_dot_v1_dot_models__pb2.RollBackAliasRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_models__pb2.RollBackAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.ModelService/RemoveAlias',
+            penstock_dot_registry_dot_v1_dot_models__pb2.RemoveAliasRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_models__pb2.RemoveAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliasMoves(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.ModelService/ListAliasMoves',
+            penstock_dot_registry_dot_v1_dot_models__pb2.ListAliasMovesRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_models__pb2.ListAliasMovesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.ModelService/SettleAlias',
+            penstock_dot_registry_dot_v1_dot_models__pb2.SettleAliasRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_models__pb2.SettleAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndorseSigner(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.ModelService/EndorseSigner',
+            penstock_dot_registry_dot_v1_dot_models__pb2.EndorseSignerRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_models__pb2.EndorseSignerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSigners(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.ModelService/ListSigners',
+            penstock_dot_registry_dot_v1_dot_models__pb2.ListSignersRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_models__pb2.ListSignersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeSigner(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.registry.v1.ModelService/RevokeSigner',
+            penstock_dot_registry_dot_v1_dot_models__pb2.RevokeSignerRequest.SerializeToString,
+            penstock_dot_registry_dot_v1_dot_models__pb2.RevokeSignerResponse.FromString,
             options,
             channel_credentials,
             insecure,

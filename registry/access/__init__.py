@@ -1,0 +1,1 @@
+"""Who calls the registry, and what it may do."""

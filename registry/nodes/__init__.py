@@ -1,0 +1,1 @@
+"""Machines that are part of the mesh: enrolled, renewed, revoked."""

@@ -1,0 +1,1 @@
+"""What the mesh is told of changes, through etcd."""
