@@ -179,7 +179,7 @@ async def killed(folder: Path, operator: NodeIdentity, sent: Large) -> Sample:
         running.end(signal.SIGKILL)
         with suppress(grpc.aio.AioRpcError):
             await uploading
-    return await whole(folder, operator, sent, 4, "after a kill half-way")
+    return await whole(folder, operator, sent, 4, "killed half-way")
 
 
 def made_file(folder: Path, size_bytes: int) -> Large:
