@@ -24,8 +24,8 @@ from worker.files.incidents import Report, unreported
 from worker.files.manifest import Description
 from worker.files.origins import Peers, Received, Source
 from worker.files.receiving import FileDiffers, Progress, Receiver
-from worker.files.standing import check_standing
 from worker.life.lifecycle import CopyKey
+from worker.life.standing import objection_to
 from worker.threads import in_thread
 from worker.types import ModelSpec
 
@@ -77,7 +77,7 @@ class Artifacts:
         """What the version is. Raises ManifestRefused, ModelRefused, VersionWithdrawn, what the registry raises."""
         with self._incidents_told(digest):
             description = await self._descriptions.find(digest, key)
-            check_standing(description, self._board)
+            _check_standing(description, self._board)
             return description
 
     async def prepare(self, description: Description, progress: Progress) -> Prepared:
@@ -90,7 +90,7 @@ class Artifacts:
             try:
                 await in_thread(cache.pin, spec.digest, files)
                 await self._receiver.bring(description, cache, progress)
-                check_standing(description, self._board)
+                _check_standing(description, self._board)
                 folder = await in_thread(cache.assemble, spec.digest, files)
             except BaseException as error:
                 cache.unpin(spec.digest)
@@ -134,3 +134,11 @@ class Artifacts:
             if error.code is Code.DATA_LOSS or isinstance(error, ManifestRefused):
                 self._report(error, subject)
             raise
+
+
+def _check_standing(description: Description, board: NoticeBoard) -> None:
+    """What the registry told the mesh since the version was vouched for. Raises VersionWithdrawn, ManifestRefused."""
+    spec = description.spec
+    objection = objection_to(board.model(spec.model), spec.model, spec.version, spec.digest, description.signer_id)
+    if objection is not None:
+        raise objection

@@ -23,6 +23,7 @@ import structlog
 from runtime.backoff import sleep_unless
 from runtime.clock import Clock
 from runtime.errors import PenstockError
+from runtime.identity import node_id_of
 from runtime.ids import ModelName, ModelVersion
 from runtime.keyvalue import Changes, KeyValueStore, Put, Snapshot, Watch
 from runtime.notices import NoticeBoard
@@ -208,7 +209,8 @@ class Reconciler:
         self._loads[copy.key] = tasks.create_task(self._load(copy), name=f"load {copy.model}")
 
     def _objection(self, copy: Copy) -> PenstockError | None:
-        return objection_to(self._board.model(copy.model), copy.model, copy.version, copy.digest, copy.signer)
+        signer_id = node_id_of(copy.signer) if copy.signer else ""
+        return objection_to(self._board.model(copy.model), copy.model, copy.version, copy.digest, signer_id)
 
     def _check(self, copy: Copy) -> None:
         if (objection := self._objection(copy)) is not None:

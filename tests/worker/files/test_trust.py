@@ -104,7 +104,7 @@ async def test_a_withdrawn_version_and_a_revoked_signers_are_refused_though_they
     digest = rig.publish(rig.endorsed())
     await rig.artifacts.release(await rig.prepare(digest))
     rig.hear(withdrawn=frozenset([digest]))
-    with pytest.raises(VersionWithdrawn, match="load another version"):
+    with pytest.raises(VersionWithdrawn, match="was withdrawn; use another one"):
         await rig.prepare(digest)
     rig.hear(withdrawn_versions=frozenset(["1"]))
     with pytest.raises(VersionWithdrawn):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -44,11 +45,13 @@ async def world() -> AsyncIterator[World]:
 
 
 def test_what_is_held_against_a_version() -> None:
-    assert objection_to(None, A, V1, D1, SIGNER) is None
-    assert objection_to(notice("a-2"), A, V1, D1, SIGNER) is None
+    assert objection_to(None, A, V1, D1, node_id_of(SIGNER)) is None
+    assert objection_to(notice("a-2"), A, V1, D1, node_id_of(SIGNER)) is None
     assert isinstance(objection_to(notice("a-1"), A, V1, D1), VersionWithdrawn)
-    assert isinstance(objection_to(notice(revoked=(SIGNER,)), A, V1, D1, SIGNER), ManifestRefused)
-    assert objection_to(notice(revoked=(SIGNER,)), A, V1, D1, OTHER_SIGNER) is None
+    by_number = replace(notice(), withdrawn_versions=frozenset([V1]))
+    assert isinstance(objection_to(by_number, A, V1, D1), VersionWithdrawn)
+    assert isinstance(objection_to(notice(revoked=(SIGNER,)), A, V1, D1, node_id_of(SIGNER)), ManifestRefused)
+    assert objection_to(notice(revoked=(SIGNER,)), A, V1, D1, node_id_of(OTHER_SIGNER)) is None
     assert objection_to(notice(revoked=(SIGNER,)), A, V1, D1) is None, "whose it is will be seen when its manifest is read"
 
 
