@@ -1,5 +1,5 @@
 # make up     installs what the mesh needs and runs it on loopback; Ctrl-C stops it
-# make test   installs what the tests need and runs all of them
+# make test   installs what the tests need and runs all of them, three processes side by side (PARALLEL=0: one)
 # make check  format, lint, types, layering, contracts, stubs, secrets
 # make engines  installs what the tests of the optional engines need (torch, TensorFlow Lite, TensorRT); else they skip
 # make bench  the figures of the bar (benchmarks/)
@@ -8,6 +8,8 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 CODE    = gateway placement scheduler worker registry runtime cli build benchmarks tests
 UP      ?=
+# Test processes side by side, a file at a time: most tests wait for other processes more than they compute.
+PARALLEL ?= 3
 # A build for CPUs is enough: where the index has none, pass a file.
 TORCH   ?= torch==2.13.0
 
@@ -17,7 +19,7 @@ up: $(VENV)/.runtime
 	$(BIN)/penstock up $(UP)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n $(PARALLEL) --dist loadfile $(TESTS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -44,6 +46,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.encoder
 	$(BIN)/python -m benchmarks.generation
 	$(BIN)/python -m benchmarks.soak
+	$(BIN)/python -m benchmarks.placement
+	$(BIN)/python -m benchmarks.simulation
+	$(BIN)/python -m benchmarks.faults.etcd_away
+	$(BIN)/python -m benchmarks.faults.churn
 
 # Pins and hashes only: no download address ever enters a lock file.
 lock:

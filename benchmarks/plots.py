@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from html import escape
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 960, 420, 70, 20, 60, 50
-_COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700")
+_COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#bf3989", "#57606a")
 _SHADES = ("#f6f8fa", "#eaeef2")
 _GREY = "#57606a"
+_NAMED_AT_THEIR_ENDS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,9 @@ def line_plot(title: str, x_name: str, y_name: str, lines: Sequence[Line], spans
     parts += [part for number, span in enumerate(spans) for part in _span(frame, span, _SHADES[number % 2])]
     parts += _axes(frame)
     parts += [_text(_WIDTH / 2, _HEIGHT - 12, x_name, anchor="middle"), _text(_LEFT, _TOP - 8, y_name, colour=_GREY)]
-    parts += [part for line, colour in zip(lines, _COLOURS, strict=False) for part in _line(frame, line, colour)]
+    named = len(lines) <= _NAMED_AT_THEIR_ENDS
+    parts += [part for line, colour in zip(lines, _COLOURS, strict=False) for part in _line(frame, line, colour, named=named)]
+    parts += [] if named else _legend(lines)
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -70,10 +73,20 @@ def _axes(frame: _Frame) -> list[str]:
     return parts + [_text(frame.across(x), _HEIGHT - _BOTTOM + 16, f"{x:g}", anchor="middle") for x in _ticks(frame.x_end)]
 
 
-def _line(frame: _Frame, line: Line, colour: str) -> list[str]:
+def _legend(lines: Sequence[Line]) -> list[str]:
+    """All names in a row above the plot: at their ends many lines would write over each other."""
+    parts, at = [], float(_LEFT + 60)
+    for line, colour in zip(lines, _COLOURS, strict=False):
+        parts.append(f'<rect x="{at:.0f}" y="{_TOP - 17}" width="10" height="10" fill="{colour}"/>')
+        parts.append(_text(at + 14, _TOP - 8, line.name, colour=colour))
+        at += 28 + 6.6 * len(line.name)
+    return parts
+
+
+def _line(frame: _Frame, line: Line, colour: str, *, named: bool) -> list[str]:
     path = " ".join(f"{frame.across(x)},{frame.up(y)}" for x, y in line.points)
     parts = [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>']
-    if line.points:
+    if line.points and named:
         x, y = line.points[-1]
         parts.append(_text(frame.across(x) - 4, frame.up(y) - 8, line.name, anchor="end", colour=colour))
     return parts

@@ -109,19 +109,6 @@ def chat(
     run(work())
 
 
-@app.command()
-def fleet(data: options.Data = None) -> None:
-    """Show the workers, what they hold and how they are."""
-    from cli.fleet import show_fleet
-    from cli.profile import read_profile
-    from cli.run import run
-
-    async def work() -> None:
-        await show_fleet(read_profile(data))
-
-    run(work())
-
-
 @app.command("build-engine")
 def build_engine_command(
     source: Annotated[Path, typer.Argument(help="model as an ONNX file, or a folder of ONNX Runtime GenAI's model builder")],
@@ -179,6 +166,8 @@ def version() -> None:
 def _groups() -> None:
     from cli.accounts_commands import tenants, users
     from cli.audit_commands import audit
+    from cli.fleet_commands import app as fleet
+    from cli.jobs_commands import app as jobs
     from cli.keys_commands import app as keys
     from cli.models_commands import app as models
     from cli.nodes_commands import app as nodes
@@ -186,7 +175,9 @@ def _groups() -> None:
     from cli.signers_commands import app as signers
     from cli.storage_commands import app as storage
 
+    app.add_typer(fleet, name="fleet")
     app.add_typer(models, name="models")
+    app.add_typer(jobs, name="jobs")
     app.add_typer(signers, name="signers")
     app.add_typer(keys, name="keys")
     app.add_typer(users, name="users")

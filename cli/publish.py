@@ -16,6 +16,7 @@ import grpc.aio
 import nacl.signing
 from penstock.registry.v1 import files_pb2_grpc, models_pb2, models_pb2_grpc
 from penstock.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
+from penstock.worker.v1 import presence_pb2
 
 from cli.upload import upload_file
 from runtime.errors import AlreadyExists, FailedPrecondition, InvalidArgument
@@ -46,6 +47,24 @@ class Published:
     tenant: str = ""
     new_model: bool = False
     """Whether there was no model of that name before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """On which workers copies may be, and how many more there may be where they are asked for."""
+
+    max_copies: int = 0
+    """0: no more than are asked for here."""
+    tier: str = ""
+    labels: tuple[str, ...] = ()
+    memory_bytes: int = 0
+    """What a copy is thought to take; 0 = nobody knows."""
+
+    def admits(self, worker: presence_pb2.Presence) -> bool:
+        return (not self.tier or self.tier in worker.tiers) and set(self.labels) <= set(worker.labels)
+
+
+ANYWHERE = Spread()
 
 
 def no_progress(_: str, __: int, ___: int) -> None:
@@ -97,10 +116,17 @@ async def publish_model(
     return await _published(models, key, folder, version, digests, known)
 
 
-async def place(scheduler: grpc.aio.Channel, published: Published, copies: int) -> str:
-    """Ask for that many copies; 0 unloads it. The region where they are to be."""
+async def place(scheduler: grpc.aio.Channel, published: Published, copies: int, spread: Spread = ANYWHERE) -> str:
+    """Ask for that many copies; 0 unloads it, unless the spread lets it come back. The region where they are to be."""
     placement = scheduler_pb2.Placement(
-        model=published.model, version=published.version, digest=published.digest, copies=copies
+        model=published.model,
+        version=published.version,
+        digest=published.digest,
+        copies=copies,
+        max_copies=spread.max_copies,
+        tier=spread.tier,
+        labels=spread.labels,
+        memory_bytes=spread.memory_bytes,
     )
     request = scheduler_pb2.PlaceModelRequest(placement=placement)
     return (await scheduler_pb2_grpc.FleetServiceStub(scheduler).PlaceModel(request)).placement.region

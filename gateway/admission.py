@@ -67,9 +67,13 @@ class KeyFacts:
 
     def authorise_call(self, model: str) -> None:
         """Raises ModelNotAllowed, InferRequired."""
+        self.require_infer()
+        self.authorise(model)
+
+    def require_infer(self) -> None:
+        """Raises InferRequired."""
         if not self.may_infer:
             raise InferRequired("this key may look but not call models: it lacks the right 'infer'; use another key")
-        self.authorise(model)
 
     def require_admin(self, doing: str) -> None:
         """Raises AdminRequired."""

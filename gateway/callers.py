@@ -19,6 +19,7 @@ from gateway.keys import Keys
 from gateway.links.types import CallContext
 from gateway.metrics import GatewayMetrics
 from runtime.errors import PenstockError
+from runtime.ids import KeyId
 from runtime.telemetry import request_id_var
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -39,19 +40,31 @@ class Caller:
     """On the event loop's clock."""
     traceparent: str
     headers: Mapping[str, str | bytes]
+    address: str = ""
+    """The IP address that the call comes from, where that matters here; empty: it does not, or nobody knows."""
+    priority: int = 0
+    """Of everything that is asked for this caller, where a request names none; 0 = the model's default."""
 
     def call(self, priority: int = 0) -> CallContext:
-        return CallContext(self.request_id, self.key.tenant, priority, self.deadline_s, self.traceparent)
+        return CallContext(self.request_id, self.key.tenant, priority or self.priority, self.deadline_s, self.traceparent)
 
 
 class Callers:
     """Lets calls in. Without keys everybody is let in."""
 
     def __init__(
-        self, keys: Keys | None, metrics: GatewayMetrics, current_traceparent: Callable[[], str] | None = None
+        self,
+        keys: Keys | None,
+        metrics: GatewayMetrics,
+        current_traceparent: Callable[[], str] | None = None,
+        address_of: Callable[[Context, Mapping[str, str | bytes]], str] | None = None,
     ) -> None:
-        """`current_traceparent` tells the span of the call being served; without it the caller's own is passed on."""
-        self._keys, self._metrics, self._current_traceparent = keys, metrics, current_traceparent
+        """`current_traceparent` tells the span of the call being served; without it the caller's own is passed on.
+
+        `address_of` tells from where a call with these headers comes; without it nobody asks.
+        """
+        self._keys, self._metrics = keys, metrics
+        self._current_traceparent, self._address_of = current_traceparent, address_of
         self._loop = asyncio.get_running_loop()
         self._prefix, self._count = secrets.token_hex(6), itertools.count(1)
 
@@ -66,7 +79,8 @@ class Callers:
         key = EVERYBODY if self._keys is None else await self.charge(headers)
         left_s = context.time_remaining()
         deadline_s = None if left_s is None else self._loop.time() + left_s
-        return Caller(key, cast("str", request_id), named_it, deadline_s, self._traceparent(headers), headers)
+        address = "" if self._address_of is None else self._address_of(context, headers)
+        return Caller(key, cast("str", request_id), named_it, deadline_s, self._traceparent(headers), headers, address)
 
     async def charge(self, headers: Mapping[str, str | bytes]) -> KeyFacts:
         """The key of a call, which pays for one request. Raises like `enter`."""
@@ -79,6 +93,10 @@ class Callers:
             self._metrics.refused(error.reason)
             raise
         return known.facts
+
+    async def stands(self, key_id: KeyId) -> bool | None:
+        """Whether a key that did something earlier is still good; None: nobody can tell here. As `Keys.stands`."""
+        return True if self._keys is None else await self._keys.stands(key_id)
 
     def _traceparent(self, headers: Mapping[str, str | bytes]) -> str:
         if self._current_traceparent is not None:

@@ -7,9 +7,11 @@ from penstock.scheduler.v1 import scheduler_pb2
 from penstock.worker.v1 import presence_pb2, worker_pb2
 
 from gateway.admission import KeyFacts
-from gateway.types import FleetNews, PublishedVersion
-from placement.assign import Placement
-from placement.types import Copy, CopyState, Worker
+from gateway.types import CapacityAsk, DemandReport, FleetNews, Held, Leader, PublishedVersion
+from placement.copies.assign import Placement
+from placement.rules import RoutingPolicy, Rule, WorkerSelector
+from placement.types import Copy, CopyState, Strategy, Worker
+from runtime.errors import InvalidArgument
 from runtime.ids import Digest, KeyId, ModelName, ModelVersion, Region, TenantId, WorkerId
 
 _STATES: dict[int, CopyState] = {
@@ -30,19 +32,29 @@ _SCOPES: dict[str, frozenset[str]] = {
 }
 """What a role may do here, where a key names no scopes. One that names some has those of its role, or fewer."""
 
+_UNSHADOWED = "none"
 
-def news_of(message: scheduler_pb2.WatchFleetResponse, region: Region) -> FleetNews:
-    """What concerns this region: workers come filtered, wishes come for all."""
-    placements = None
+
+def news_of(message: scheduler_pb2.WatchFleetResponse) -> FleetNews:
+    """Without its policy: one that is malformed must not take the fleet along. See `policy_of`."""
+    placements, leaders = None, None
     if message.HasField("placements"):
-        placements = tuple(placement_of(each) for each in message.placements.placements if each.region == region)
+        placements = tuple(placement_of(each) for each in message.placements.placements)
+    if message.HasField("leaders"):
+        leaders = tuple(_leader(each) for each in message.leaders.leaders)
     return FleetNews(
         message.snapshot,
         tuple(worker_of(each) for each in message.workers),
         tuple(WorkerId(each) for each in message.removed_worker_ids),
         message.stale,
         placements,
+        leaders=leaders,
     )
+
+
+def policy_of(message: scheduler_pb2.RoutingPolicy) -> RoutingPolicy:
+    """Raises InvalidArgument where a rule names what this gateway does not know."""
+    return RoutingPolicy(message.generation, tuple(_rule(each) for each in message.rules))
 
 
 def worker_of(message: presence_pb2.Presence) -> Worker:
@@ -54,6 +66,12 @@ def worker_of(message: presence_pb2.Presence) -> Worker:
         tuple(_copy(model) for model in message.models),
         message.max_in_flight,
         message.sequence,
+        labels=frozenset(message.labels),
+        memory_budget_bytes=message.memory_budget_bytes,
+        gpu_memory_bytes=max((gpu.memory_bytes for gpu in message.hardware.gpus), default=0),
+        cost=message.cost or 1.0,
+        sealed_address=message.sealed_address,
+        kserve_address=message.kserve_address,
     )
 
 
@@ -65,6 +83,11 @@ def placement_of(message: scheduler_pb2.Placement) -> Placement:
         Region(message.region),
         message.copies,
         message.generation,
+        message.max_copies,
+        message.tier,
+        frozenset(message.labels),
+        message.memory_bytes,
+        message.idle_s,
     )
 
 
@@ -76,8 +99,61 @@ def place_request(placement: Placement) -> scheduler_pb2.PlaceModelRequest:
             digest=placement.digest,
             region=placement.region,
             copies=placement.copies,
+            max_copies=placement.max_copies,
+            tier=placement.tier,
+            labels=sorted(placement.labels),
+            memory_bytes=placement.memory_bytes,
+            idle_s=placement.idle_s,
         )
     )
+
+
+def capacity_request(ask: CapacityAsk, now_s: float) -> scheduler_pb2.AwaitCapacityRequest:
+    return scheduler_pb2.AwaitCapacityRequest(
+        model=ask.model,
+        version=ask.version,
+        region=ask.region,
+        tenant=ask.tenant,
+        priority=ask.priority,
+        timeout_us=max(1, int((ask.until_s - now_s) * 1_000_000)),
+        exclude_worker_ids=sorted(ask.exclude),
+        session_key=ask.session_key,
+    )
+
+
+def held_of(message: scheduler_pb2.AwaitCapacityResponse) -> Held:
+    return Held(WorkerId(message.worker_id), ModelVersion(message.version), message.hold_id)
+
+
+def demand_messages(report: DemandReport) -> list[scheduler_pb2.ReportDemandRequest]:
+    """One for each region that something was asked from; each says the same of the workers, because the last one counts."""
+    regions = sorted({region or report.region for region, _, _ in report.models}) or [report.region]
+    return [_demand_message(report, region) for region in regions]
+
+
+def _demand_message(report: DemandReport, of: Region) -> scheduler_pb2.ReportDemandRequest:
+    message = scheduler_pb2.ReportDemandRequest(interval_ms=max(1, int(report.interval_s * 1000)), region=of)
+    for (region, model, version), counts in report.models.items():
+        if (region or report.region) == of:
+            message.models.add(
+                model=model,
+                version=version,
+                requests=counts.requests,
+                refused=counts.refused,
+                missed=counts.missed,
+                busy_s=counts.busy_s,
+            )
+    for sight in report.workers:
+        message.workers.add(
+            worker_id=sight.worker_id,
+            in_flight=sight.in_flight,
+            told_in_flight=sight.told_in_flight,
+            queued_rows=sight.queued_rows,
+            latency_ms=sight.latency_ms,
+            avoided=sight.avoided,
+            rtt_ms=sight.rtt_ms,
+        )
+    return message
 
 
 def key_facts_of(message: accounts_pb2.ApiKey) -> KeyFacts:
@@ -113,4 +189,49 @@ def _copy(message: worker_pb2.ModelCopy) -> Copy:
         message.reason,
         message.task,
         message.max_batch_size,
+        message.memory_bytes,
+    )
+
+
+def _leader(message: scheduler_pb2.Leader) -> Leader:
+    return Leader(message.address, frozenset(Region(each) for each in message.regions), message.term)
+
+
+def _rule(message: scheduler_pb2.RoutingRule) -> Rule:
+    shadow = message.shadow_strategy
+    return Rule(
+        message.name,
+        tuple(message.tenants),
+        tuple(message.models),
+        tuple(message.regions),
+        _strategy(message.name, message.strategy),
+        {field.name: value for field, value in message.weights.ListFields()},
+        None if shadow == _UNSHADOWED else _strategy(message.name, shadow),
+        shadow == _UNSHADOWED,
+        tuple(_selector(each) for each in message.deny),
+        tuple(_selector(each) for each in message.allow),
+        tuple(_selector(each) for each in message.prefer),
+        message.cross_region if message.HasField("cross_region") else None,
+        message.priority_class if message.HasField("priority_class") else None,
+        message.share,
+        dict(message.flags),
+    )
+
+
+def _strategy(rule: str, name: str) -> Strategy | None:
+    if not name:
+        return None
+    try:
+        return Strategy(name)
+    except ValueError:
+        known = ", ".join(each.value for each in Strategy)
+        raise InvalidArgument(f"rule {rule[:64]!r} names strategy {name[:64]!r}; this gateway knows: {known}") from None
+
+
+def _selector(message: scheduler_pb2.WorkerSelector) -> WorkerSelector:
+    return WorkerSelector(
+        frozenset(WorkerId(each) for each in message.worker_ids),
+        frozenset(Region(each) for each in message.regions),
+        frozenset(message.tiers),
+        frozenset(message.labels),
     )

@@ -1,38 +1,35 @@
-"""The gateway's own view of the fleet, and its links to the workers in it.
+"""The gateway's own view of the fleet: who serves what, what is wanted, by which rules requests are routed.
 
-Follows the scheduler's WatchFleet; while nobody answers there, the last view stays and warm traffic goes on. A link lives as
-long as its worker is in the view and a little longer: calls that a leaving worker still finishes are let finish, those that
-outlast this are failed, so that they are sent elsewhere. Copies of withdrawn versions and revoked nodes are not in the view,
-from the moment in which the registry's notice is heard. Owns view, routing state and links. Never chooses a worker.
+Follows the scheduler's WatchFleet; while nobody answers there, the last view stays and warm traffic goes on. Copies of
+withdrawn versions and revoked nodes are not in the view, from the moment in which the registry's notice is heard. The view may
+hold workers of other regions; wishes count where they are of the gateway's own. Owns view and routing state; links follow the
+view (`gateway.links.roster`). Never chooses a worker.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
-from gateway.links.types import CallContext, LinkLoad, Method
+from gateway.links.roster import Link, LinkRoster
 from gateway.types import FleetNews
-from placement.assign import Placement
-from placement.state import RoutingState
-from placement.types import Copy, CopyState, Worker
+from placement.copies.assign import Placement
+from placement.routing.state import RoutingState
+from placement.rules import RoutingPolicy
+from placement.types import ANY_REGION, ANY_VERSION, Copy, CopyState, Worker, newest
 from placement.view import FleetView
 from runtime.backoff import DEFAULT_BACKOFF
 from runtime.clock import Clock
 from runtime.errors import PenstockError
-from runtime.ids import ModelName, ModelVersion, NodeId, WorkerId
+from runtime.ids import ModelName, ModelVersion, NodeId, Region, WorkerId
 from runtime.notices import NoticeBoard
 
-LINGER_S = 5.0
-"""How long the open calls of a worker that left may go on."""
-
-_LINGER_STEP_S = 0.05
 _log = structlog.get_logger("penstock.fleet")
 
 
@@ -44,79 +41,115 @@ class FleetSource(Protocol):
         ...
 
 
-class AnswerStream(Protocol):
-    """The answers of one streaming call."""
-
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
-
-    async def aclose(self) -> None: ...
-
-
-class Link(Protocol):
-    """Calls to one worker."""
-
-    address: str
-    last_failure: str
-
-    def start(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def wait_connected(self, timeout_s: float) -> bool: ...
-
-    @property
-    def ready(self) -> bool: ...
-
-    @property
-    def in_flight(self) -> int: ...
-
-    @property
-    def load(self) -> LinkLoad: ...
-
-    async def call(self, model: str, version: str, payload: bytes, context: CallContext) -> bytes: ...
-
-    def stream(self, method: Method, model: str, version: str, payload: bytes, context: CallContext) -> AnswerStream: ...
-
-
 class Fleet:
     """Belongs to one event loop. `run` follows the source until cancelled, and closes every link then."""
 
     def __init__(
-        self, source: FleetSource, open_link: Callable[[Worker], Link], clock: Clock, board: NoticeBoard | None = None
+        self,
+        source: FleetSource,
+        open_link: Callable[[Worker], Link],
+        clock: Clock,
+        board: NoticeBoard | None = None,
+        home: Region = ANY_REGION,
+        *,
+        cross_region: bool = False,
+        all_regions: bool = False,
     ) -> None:
-        """Without a board every copy and every node is taken as it is told."""
-        self._source, self._open_link, self._clock = source, open_link, clock
+        """Without a board every copy and every node is taken as it is told; without a home, all regions are.
+
+        `cross_region`: requests may leave their region, whatever rules say. `all_regions`: they may be from others than home.
+        """
+        self._source, self._clock, self.home = source, clock, home
+        self._cross_region, self._all_regions = cross_region, all_regions
         self._board = board or NoticeBoard()
+        self._roster = LinkRoster(open_link, clock, self._board.revocations, home)
         self._board.on_model.append(self._hear_model)
         self._board.revocations.listeners.append(self._hear_revoked)
         self.view = FleetView()
         self.state = RoutingState(self.view)
-        self.links: dict[WorkerId, Link] = {}
+        self.links: Mapping[WorkerId, Link] = self._roster.links
         self.placements: Mapping[tuple[ModelName, ModelVersion], Placement] = {}
+        self.policy = RoutingPolicy()
+        self._elsewhere: Mapping[ModelName, tuple[Placement, ...]] = {}
+        """What is wanted of models in other regions."""
+        self._inhabited: tuple[FleetView, frozenset[Region]] = (self.view, frozenset())
         self.synced = False
         """Whether the scheduler was heard at all; before that an empty view means nothing."""
         self.stale = True
         """Nobody can tell now whether the view still holds."""
         self._changed = asyncio.Event()
-        self._leaving: set[asyncio.Task[None]] = set()
 
     @property
     def changed(self) -> asyncio.Event:
         """Set at the next change; take it before looking."""
         return self._changed
 
-    def placed(self, model: str, version: str = "") -> bool:
-        """Whether somebody wants copies of this model (of this version; empty: of any)."""
+    def placed(self, model: str, version: str = "", region: Region = ANY_REGION) -> bool:
+        """Whether somebody wants copies of this model (of this version; empty: of any), be it only once they are asked for.
+
+        `region`: where; any: at home.
+        """
+        if region not in (ANY_REGION, self.home):
+            elsewhere = self._served_wishes(self._elsewhere.get(ModelName(model), ()))
+            return any(wish.region == region and version in ("", wish.version) for wish in elsewhere)
         return any(wish.model == model and version in ("", wish.version) for wish in self.wanted())
 
     def wanted(self) -> Iterator[Placement]:
-        """What is to be loaded, of what may be served."""
-        wishes = self.placements.values()
-        return (wish for wish in wishes if wish.copies > 0 and not self._board.is_withdrawn(wish.model, wish.digest))
+        """What is to be loaded, or will be when it is asked for, of what may be served."""
+        return self._served_wishes(self.placements.values())
+
+    def expected(self) -> Iterator[Placement]:
+        """What is to be loaded, asked for or not."""
+        return (wish for wish in self.wanted() if wish.copies > 0)
+
+    def newest(self, model: str, region: Region = ANY_REGION) -> ModelVersion:
+        """The newest version that is held, or to be held in this region (any: at home); empty: there is none."""
+        index = self.view.models.get(ModelName(model))
+        wished = {version for name, version in self.placements if name == model}
+        if region not in (ANY_REGION, self.home):
+            wished = {wish.version for wish in self._elsewhere.get(ModelName(model), ()) if wish.region == region}
+        known = wished | index.versions() if index is not None else wished
+        return newest(known) if known else ANY_VERSION
+
+    def regions_with(self, model: str) -> list[Region]:
+        """Regions that hold a model or are to hold it, as far as this gateway is told of them."""
+        held = {worker.region for worker, _ in self.view.copies_of(ModelName(model))}
+        wanted = {wish.region for wish in self._elsewhere.get(ModelName(model), ())}
+        return sorted(held | wanted | ({self.home} if self.home and self.placed(model) else set()))
+
+    def regions(self) -> set[Region]:
+        """Every region that is known here."""
+        known = {wish.region for wishes in self._elsewhere.values() for wish in wishes}.union(self.inhabited())
+        return known | {self.home} if self.home else known
+
+    def inhabited(self) -> frozenset[Region]:
+        """Regions in which workers are, as far as this gateway is told of them."""
+        view, found = self._inhabited
+        if view is not self.view:
+            found = frozenset({worker.region for worker in self.view.workers.values()})
+            self._inhabited = (self.view, found)
+        return found
+
+    @property
+    def crosses(self) -> bool:
+        """Whether any request may leave its region."""
+        return self._cross_region or any(rule.cross_region for rule in self.policy.rules)
+
+    def link(self, worker_id: WorkerId) -> Link:
+        """To a worker of the view; to one of another region it is made at its first request."""
+        return self._roster.to(self.view.workers[worker_id])
+
+    def drop_idle_links(self, in_use: Callable[[WorkerId], bool]) -> None:
+        """Let links to other regions go that are not in use; call it about once a second."""
+        self._roster.drop_idle(in_use)
 
     def copies(self, model: str, version: str = "") -> tuple[tuple[Worker, Copy], ...]:
-        """Copies of a model in any state (of this version; empty: of all)."""
+        """Copies of a model in any state (of this version; empty: of all): those at home, and those elsewhere where home has
+        none and requests may go there, or may be from there."""
         found = self.view.copies_of(ModelName(model))
+        if self.home:
+            near = tuple(pair for pair in found if pair[0].region == self.home)
+            found = near if near or not (self.crosses or self._all_regions) else found
         return found if not version else tuple(pair for pair in found if pair[1].version == version)
 
     def ready(self, model: str, version: str = "") -> tuple[tuple[Worker, Copy], ...]:
@@ -141,14 +174,16 @@ class Fleet:
                 self.stale = True
                 await self._clock.sleep(DEFAULT_BACKOFF.delay_s(failures, rng))
         finally:
-            await self._close()
+            await self._roster.close()
 
     def apply(self, news: FleetNews) -> None:
         """Take over what the scheduler says. Links follow the view."""
         known, revoked = self.view, self._board.revocations
         workers = [self._served(worker) for worker in news.workers if worker.worker_id not in revoked]
         if news.placements is not None:
-            self.placements = {(wish.model, wish.version): wish for wish in news.placements}
+            self._take_wishes(news.placements)
+        if news.policy is not None:
+            self.policy = news.policy
         self.synced, self.stale = True, news.stale
         self._show(known.replaced_by(workers) if news.snapshot else known.with_changes(workers, news.removed))
 
@@ -164,6 +199,13 @@ class Fleet:
         if worker_id in self.view.workers:
             self._show(self.view.without_worker(worker_id))
 
+    def _served_wishes(self, wishes: Iterable[Placement]) -> Iterator[Placement]:
+        return (
+            wish
+            for wish in wishes
+            if (wish.copies > 0 or wish.max_copies > 0) and not self._board.is_withdrawn(wish.model, wish.digest)
+        )
+
     def _served(self, worker: Worker) -> Worker:
         kept = tuple(copy for copy in worker.copies if not self._board.is_withdrawn(copy.model, copy.digest))
         return worker if len(kept) == len(worker.copies) else replace(worker, copies=kept)
@@ -171,36 +213,16 @@ class Fleet:
     def _show(self, view: FleetView) -> None:
         self.view = view
         self.state.adopt(view)
-        self._relink()
+        self._roster.follow(view)
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    def _relink(self) -> None:
-        for worker_id, link in list(self.links.items()):
-            worker = self.view.workers.get(worker_id)
-            if worker is None or worker.address != link.address:
-                del self.links[worker_id]
-                task = asyncio.create_task(self._let_go(worker_id, link), name=f"link-leaving-{worker_id}")
-                self._leaving.add(task)
-                task.add_done_callback(self._leaving.discard)
-        for worker_id, worker in self.view.workers.items():
-            if worker_id not in self.links:
-                self.links[worker_id] = link = self._open_link(worker)
-                link.start()
-
-    async def _let_go(self, worker_id: WorkerId, link: Link) -> None:
-        end_s, revoked = self._clock.monotonic_s() + LINGER_S, self._board.revocations
-        try:
-            while link.in_flight and self._clock.monotonic_s() < end_s and worker_id not in revoked:
-                await self._clock.sleep(_LINGER_STEP_S)
-            if link.in_flight:
-                _log.warning("orphans_cancelled", worker_id=worker_id, calls=link.in_flight)
-        finally:
-            await link.close()
-
-    async def _close(self) -> None:
-        for task in self._leaving:
-            task.cancel()
-        closing = [link.close() for link in self.links.values()]
-        await asyncio.gather(*self._leaving, *closing, return_exceptions=True)
-        self.links.clear()
+    def _take_wishes(self, wishes: Iterable[Placement]) -> None:
+        elsewhere: dict[ModelName, tuple[Placement, ...]] = {}
+        own: dict[tuple[ModelName, ModelVersion], Placement] = {}
+        for wish in wishes:
+            if self.home in (ANY_REGION, wish.region):
+                own[wish.model, wish.version] = wish
+            elif wish.copies > 0 or wish.max_copies > 0:
+                elsewhere[wish.model] = (*elsewhere.get(wish.model, ()), wish)
+        self.placements, self._elsewhere = own, elsewhere

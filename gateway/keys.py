@@ -22,6 +22,7 @@ from runtime.errors import Code, NotFound, PenstockError
 from runtime.ids import KeyId
 
 _log = structlog.get_logger("penstock.keys")
+K = TypeVar("K")
 V = TypeVar("V")
 
 
@@ -74,6 +75,8 @@ class Keys:
         self._known: OrderedDict[bytes, KnownKey] = OrderedDict()
         self._digests: dict[KeyId, bytes] = {}
         """Of known keys; may name some that are known no more."""
+        self._changed: OrderedDict[KeyId, bytes] = OrderedDict()
+        """Of keys that were known before they changed."""
         self._refused: OrderedDict[bytes, float] = OrderedDict()
         self._lookups: dict[bytes, asyncio.Task[KnownKey]] = {}
         self._changes = 0
@@ -100,7 +103,30 @@ class Keys:
         self._changes += 1
         self._refused.clear()
         for key_id in key_ids:
-            self._known.pop(self._digests.pop(key_id, b""), None)
+            digest = self._digests.pop(key_id, None)
+            if digest is not None:
+                self._known.pop(digest, None)
+                _remember(self._changed, key_id, digest, self._limits.known)
+
+    async def stands(self, key_id: KeyId) -> bool | None:
+        """Whether this key is still good: the registry is asked by its hash once it was told that the key changed.
+
+        None: nobody can tell, because the key was not used at this gateway since it began, or the registry is away.
+        """
+        digest = self._digests.get(key_id) or self._changed.get(key_id)
+        if digest is None:
+            return None
+        if self._refused.get(digest, 0.0) > self._clock.monotonic_s():
+            return False
+        try:
+            known = self._known.get(digest) or await self._ask(digest)
+            if known.doubted:
+                known = await self._ask(digest)
+        except KeyRefused:
+            return False
+        except KeysUnavailable:
+            return None
+        return not known.facts.expires_at_s or self._clock.wall_s() < known.facts.expires_at_s
 
     async def close(self) -> None:
         for task in self._lookups.values():
@@ -172,8 +198,8 @@ def _refusal() -> KeyRefused:
     return KeyRefused("this API key is unknown, expired or revoked; `penstock keys create` makes one")
 
 
-def _remember(cache: OrderedDict[bytes, V], digest: bytes, value: V, at_most: int) -> None:
-    cache[digest] = value
-    cache.move_to_end(digest)
+def _remember(cache: OrderedDict[K, V], key: K, value: V, at_most: int) -> None:
+    cache[key] = value
+    cache.move_to_end(key)
     while len(cache) > at_most:
         cache.popitem(last=False)

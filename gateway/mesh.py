@@ -1,4 +1,4 @@
-"""The gateway's way into the mesh: keys from the registry, its notices from etcd, the fleet from the scheduler, links to
+"""The gateway's way into the mesh: keys from the registry, its notices from etcd, the fleet from the schedulers, links to
 workers, a router over them.
 
 Owns their lifetimes and the loops that keep them current. Never serves anything itself.
@@ -7,15 +7,17 @@ Owns their lifetimes and the loops that keep them current. Never serves anything
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import grpc.aio
 
 from gateway.callers import Callers
-from gateway.config import Auth, GatewaySettings
+from gateway.capacity import Capacity, CapacitySettings
+from gateway.config import Auth, CallerRegion, GatewaySettings
 from gateway.fleet import Fleet
 from gateway.keys import Keys
 from gateway.kserve.copies import CopyInquiry
@@ -26,18 +28,25 @@ from gateway.links.types import LinkSettings
 from gateway.metrics import GatewayMetrics
 from gateway.peers import RegistryClient, SchedulerClient
 from gateway.publisher import Publisher, Roots
+from gateway.regions import Regions
+from gateway.reports import Reports
 from gateway.routing import Router, RoutingSettings
+from gateway.schedulers import Schedulers
 from gateway.targets import Targets
 from gateway.tracing import traceparent_of_span
+from gateway.upkeep import Upkeep
+from gateway.whereabouts import Whereabouts, caller_address
 from placement.types import Worker
 from runtime.channel import inner_channel
-from runtime.clock import SystemClock
+from runtime.clock import Clock, SystemClock
+from runtime.errors import FailedPrecondition
 from runtime.etcd import EtcdStore
 from runtime.etcd_members import EtcdSettings
 from runtime.identity import NodeIdentity, Role
 from runtime.ids import NodeId, Region
 from runtime.manifests import read_trusted_signers
 from runtime.notices import NoticeBoard
+from runtime.own_region import geolocation_of
 from runtime.records import RecordVerifier
 
 
@@ -54,6 +63,8 @@ class Mesh:
     registry: RegistryClient
     metrics: GatewayMetrics
     board: NoticeBoard
+    schedulers: Schedulers
+    regions: Regions
 
 
 @asynccontextmanager
@@ -70,44 +81,99 @@ async def joined(settings: GatewaySettings, identity: NodeIdentity, metrics: Gat
 
     async with AsyncExitStack() as stack:
         registry_channel = inner_channel(settings.registry_address, identity, Role.REGISTRY)
-        scheduler_channel = inner_channel(settings.scheduler_address, identity, Role.SCHEDULER)
         registry = RegistryClient(await stack.enter_async_context(registry_channel))
-        scheduler = SchedulerClient(await stack.enter_async_context(scheduler_channel), region)
+        schedulers = await _schedulers(settings, identity, clock, stack)
         board, keys = NoticeBoard(), Keys(registry, clock)
         stack.push_async_callback(keys.close)
         board.on_key.append(lambda key_id: keys.forget([key_id]))
         board.on_resync.append(keys.doubt_all)
-        fleet = Fleet(scheduler, open_link, clock, board)
+        fleet = Fleet(
+            schedulers,
+            open_link,
+            clock,
+            board,
+            region,
+            cross_region=settings.cross_region,
+            all_regions=_serves_all_regions(settings),
+        )
+        whereabouts = await _whereabouts(settings, fleet, clock, stack)
         is_enforced = settings.auth is Auth.REQUIRED
         targets = Targets(board, fleet, enforced=is_enforced, wait_s=settings.cold_wait_s)
+        capacity = Capacity(schedulers, metrics, CapacitySettings(settings.capacity_waiters, settings.capacity_wait_s))
+        router = Router(
+            fleet,
+            metrics,
+            RoutingSettings(settings.strategy, settings.cold_wait_s, settings.cross_region),
+            capacity=capacity,
+        )
         metrics.follow(fleet.links)
+        metrics.follow_waiting(lambda: capacity.waiting)
+        metrics.follow_health(lambda: fleet.state.health)
         copies = CopyInquiry(fleet, open_channel)
         stack.push_async_callback(copies.close)
         store = await stack.enter_async_context(EtcdStore(EtcdSettings.at(settings.etcd_endpoints)))
         verifier = RecordVerifier(identity.authority_pem)
         await stack.enter_async_context(board.following(store, verifier, clock))
-        await stack.enter_async_context(_following(fleet))
+        reports = Reports(fleet, router.ledger, schedulers.known, clock, metrics, region)
+        await stack.enter_async_context(_running(fleet.run(), reports.run(), Upkeep(fleet, metrics, clock).run()))
         yield Mesh(
             Callers(
                 keys if is_enforced else None,
                 metrics,
                 traceparent_of_span if settings.otlp_endpoint is not None else None,
+                None if whereabouts is None else partial(caller_address, proxies_before_envoy=settings.proxies_before_envoy),
             ),
-            Router(fleet, metrics, RoutingSettings(settings.strategy, settings.cold_wait_s)),
+            router,
             targets,
             fleet,
             copies,
             Repository(
                 fleet,
                 registry,
-                scheduler,
+                schedulers,
                 RepositorySettings(region, settings.load_copies, settings.load_wait_s),
                 Overrides(Publisher(registry_channel, identity, clock, _roots(settings), board)),
             ),
             registry,
             metrics,
             board,
+            schedulers,
+            Regions(region, fleet.regions, header_allowed=settings.allow_region_header, whereabouts=whereabouts),
         )
+
+
+async def _schedulers(settings: GatewaySettings, identity: NodeIdentity, clock: Clock, stack: AsyncExitStack) -> Schedulers:
+    """All that the settings name, each with a channel of its own."""
+
+    def opened(address: str) -> SchedulerClient:
+        return SchedulerClient(address, inner_channel(address, identity, Role.SCHEDULER))
+
+    known = [opened(address) for address in settings.scheduler_addresses]
+    for each in known:
+        await stack.enter_async_context(each.channel)
+    everywhere = settings.cross_region or _serves_all_regions(settings)
+    schedulers = Schedulers(known, opened, Region(settings.region), clock, all_regions=everywhere)
+    stack.push_async_callback(schedulers.close)
+    return schedulers
+
+
+async def _whereabouts(settings: GatewaySettings, fleet: Fleet, clock: Clock, stack: AsyncExitStack) -> Whereabouts | None:
+    """None where it does not matter from where callers call. Raises FailedPrecondition, InvalidArgument."""
+    if settings.caller_region is not CallerRegion.ADDRESS:
+        return None
+    if settings.geolocation_database is None and not settings.region_overrides:
+        raise FailedPrecondition(
+            "--caller-region address has nothing to look callers up in; pass --geolocation-database FILE.mmdb or"
+            " --region-overrides"
+        )
+    geolocation = geolocation_of(settings, Region(settings.region), clock)
+    await stack.enter_async_context(_running(geolocation.run()))
+    return Whereabouts(geolocation, fleet.inhabited)
+
+
+def _serves_all_regions(settings: GatewaySettings) -> bool:
+    """Whether requests may be from other regions than this gateway's."""
+    return settings.allow_region_header or settings.caller_region is CallerRegion.ADDRESS
 
 
 def _roots(settings: GatewaySettings) -> Roots | None:
@@ -120,10 +186,12 @@ def _roots(settings: GatewaySettings) -> Roots | None:
 
 
 @asynccontextmanager
-async def _following(fleet: Fleet) -> AsyncIterator[None]:
-    async with asyncio.TaskGroup() as loops:
-        following = loops.create_task(fleet.run(), name="fleet")
+async def _running(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Loops that run until this is left."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(loop) for loop in loops]
         try:
             yield
         finally:
-            following.cancel()
+            for task in tasks:
+                task.cancel()

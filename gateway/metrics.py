@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from runtime.ids import WorkerId
+from placement.routing.breaker import BreakerState
+from placement.routing.health import Health
+from placement.routing.outliers import OutlierSign
+from runtime.ids import Region, WorkerId
 
 OTHER = "other"
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -46,6 +50,29 @@ class GatewayMetrics:
         self._cold = Counter("penstock_gateway_cold_waits", "Requests that waited for a copy.", registry=registry)
         self._in_flight = Gauge("penstock_gateway_in_flight", "Requests sent to workers, not answered yet.", registry=registry)
         self._links = Gauge("penstock_gateway_links", "Links to workers, by state.", ("state",), registry=registry)
+        self._queued = Counter(
+            "penstock_gateway_capacity_waits",
+            "Requests that asked the scheduler for a place, by how that ended.",
+            ("outcome",),
+            registry=registry,
+        )
+        self._waiting = Gauge("penstock_gateway_capacity_waiting", "Requests that wait for a place now.", registry=registry)
+        self._shadows = Counter(
+            "penstock_gateway_shadow_decisions",
+            "Decisions that another strategy was asked for as well, by whether it agreed.",
+            ("strategy", "shadow", "agreed"),
+            registry=registry,
+        )
+        self._breakers = Gauge(
+            "penstock_gateway_breakers", "Workers that are not simply trusted, by why.", ("state",), registry=registry
+        )
+        self._ejections = Counter("penstock_gateway_ejections", "Outliers put aside.", ("sign",), registry=registry)
+        self._reports = Counter(
+            "penstock_gateway_demand_reports", "Reports of demand, by whether they left.", ("outcome",), registry=registry
+        )
+        self._rtt_ms = Gauge(
+            "penstock_gateway_region_rtt_ms", "Median round trip to the workers of a region.", ("region",), registry=registry
+        )
         self._models: set[str] = set()
         self._answered: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
 
@@ -58,6 +85,19 @@ class GatewayMetrics:
         self._in_flight.set_function(lambda: sum(link.in_flight for link in list(links.values())))
         self._links.labels("ready").set_function(lambda: count(True))
         self._links.labels("not_ready").set_function(lambda: count(False))
+
+    def follow_waiting(self, waiting: Callable[[], int]) -> None:
+        self._waiting.set_function(waiting)
+
+    def follow_health(self, health: Callable[[], Health]) -> None:
+        """Show breakers and ejections, as they are when somebody asks."""
+
+        def count(state: BreakerState) -> int:
+            return sum(breaker.state is state for breaker in list(health().breakers.values()))
+
+        for state in (BreakerState.OPEN, BreakerState.HALF_OPEN):
+            self._breakers.labels(state.value.replace(" ", "_")).set_function(partial(count, state))
+        self._breakers.labels("draining").set_function(lambda: len(health().draining))
 
     def answered(self, method: str, model: str, elapsed_s: float) -> None:
         """One request went well. `model` is one of the fleet's."""
@@ -82,6 +122,23 @@ class GatewayMetrics:
 
     def waited(self) -> None:
         self._cold.inc()
+
+    def queued(self, outcome: str) -> None:
+        self._queued.labels(outcome).inc()
+
+    def shadowed(self, strategy: str, shadow: str, *, agreed: bool) -> None:
+        self._shadows.labels(strategy, shadow, "yes" if agreed else "no").inc()
+
+    def ejected(self, sign: OutlierSign) -> None:
+        self._ejections.labels(sign.name.lower()).inc()
+
+    def reported(self, *, written: bool) -> None:
+        self._reports.labels("written" if written else "lost").inc()
+
+    def measured(self, rtt_ms: Mapping[Region, float]) -> None:
+        """Round trips by region. Of regions there are a handful."""
+        for region, each_ms in rtt_ms.items():
+            self._rtt_ms.labels(region).set(each_ms)
 
     def _label(self, model: str) -> str:
         if len(self._models) < _MAX_MODELS:

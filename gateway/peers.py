@@ -1,14 +1,19 @@
-"""Registry and scheduler as the gateway asks them: gRPC over mTLS, every answer within a bound.
+"""Registry and schedulers as the gateway asks them: gRPC over mTLS, every answer within a bound.
 
 Owns nothing but the calls; channels belong to whoever opened them. Foreign errors leave as our own.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
+import grpc
 import grpc.aio
+import structlog
 from penstock.registry.v1 import accounts_pb2, models_pb2
 from penstock.registry.v1.accounts_pb2_grpc import AccountServiceStub
 from penstock.registry.v1.models_pb2_grpc import ModelServiceStub
@@ -17,12 +22,23 @@ from penstock.scheduler.v1.scheduler_pb2_grpc import FleetServiceStub
 
 from gateway import codec
 from gateway.admission import KeyFacts
-from gateway.types import FleetNews, PublishedVersion
-from placement.assign import Placement
+from gateway.types import CapacityAsk, DemandReport, FleetNews, Held, PublishedVersion
+from placement.copies.assign import Placement
+from placement.rules import RoutingPolicy
+from runtime.errors import InvalidArgument, Unavailable
 from runtime.ids import ModelName, ModelVersion, Region
 from runtime.status import error_of
 
 ANSWER_TIMEOUT_S = 5.0
+_SETTLED = (
+    grpc.ChannelConnectivity.READY,
+    grpc.ChannelConnectivity.TRANSIENT_FAILURE,
+    grpc.ChannelConnectivity.SHUTDOWN,
+)
+_ANSWER_UNDERWAY_S = 0.05
+"""The scheduler keeps the time of those who wait; its answer that time ran out needs some to arrive."""
+
+_log = structlog.get_logger("penstock.peers")
 _Answer = TypeVar("_Answer")
 
 
@@ -57,17 +73,19 @@ class RegistryClient:
 
 
 class SchedulerClient:
-    """A `gateway.fleet.FleetSource`, and where wishes go."""
+    """One scheduler, by its address; see `gateway.schedulers` for all of them."""
 
-    def __init__(self, channel: grpc.aio.Channel, region: Region) -> None:
+    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+        self.address, self.channel = address, channel
         self._fleet: Any = FleetServiceStub(channel)
-        self._region = region
 
-    async def watch(self) -> AsyncGenerator[FleetNews, None]:
-        call = self._fleet.WatchFleet(scheduler_pb2.WatchFleetRequest(region=self._region))
+    async def watch(self, region: Region) -> AsyncGenerator[FleetNews, None]:
+        """The workers of this region (empty: of all), and the wishes, policy and leaders of all."""
+        call = self._fleet.WatchFleet(scheduler_pb2.WatchFleetRequest(region=region))
         try:
             async for message in call:
-                yield codec.news_of(message, self._region)
+                news = codec.news_of(message)
+                yield replace(news, policy=_policy(message)) if message.HasField("routing_policy") else news
         except grpc.aio.AioRpcError as failure:
             raise error_of(failure) from failure
         finally:
@@ -78,6 +96,52 @@ class SchedulerClient:
         request = codec.place_request(placement)
         answer: scheduler_pb2.PlaceModelResponse = await _answer(self._fleet.PlaceModel(request, timeout=ANSWER_TIMEOUT_S))
         return codec.placement_of(answer.placement)
+
+    async def reachable(self, timeout_s: float) -> bool:
+        """Whether it is connected, or comes to be within the time; at once where connecting has just failed."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while (state := self.channel.get_state(True)) not in _SETTLED:
+                    await self.channel.wait_for_state_change(state)
+        except TimeoutError:
+            return False
+        return state is grpc.ChannelConnectivity.READY
+
+    async def await_capacity(self, ask: CapacityAsk) -> Held:
+        """A place, as soon as the queue comes to this request. Cancelling it leaves the queue."""
+        left_s = ask.until_s - asyncio.get_running_loop().time()
+        request = codec.capacity_request(ask, ask.until_s - left_s)
+        call = self._fleet.AwaitCapacity(request, timeout=max(left_s, 0.0) + _ANSWER_UNDERWAY_S)
+        answer: scheduler_pb2.AwaitCapacityResponse = await _answer(call)
+        return codec.held_of(answer)
+
+    @asynccontextmanager
+    async def reporting(self) -> AsyncIterator[Callable[[DemandReport], Awaitable[None]]]:
+        """A stream of reports: what is yielded writes one. Raises PenstockError, there too, once the scheduler has gone."""
+        call = self._fleet.ReportDemand()
+
+        async def write(report: DemandReport) -> None:
+            try:
+                for message in codec.demand_messages(report):
+                    await call.write(message)
+            except asyncio.InvalidStateError as error:  # it has ended: its status says why
+                raise Unavailable(f"scheduler {self.address} ended the stream of reports: {await call.details()}") from error
+
+        try:
+            yield write
+        except grpc.aio.AioRpcError as failure:
+            raise error_of(failure) from failure
+        finally:
+            call.cancel()
+
+
+def _policy(message: scheduler_pb2.WatchFleetResponse) -> RoutingPolicy | None:
+    """None where this gateway cannot read it: the one before stays in force."""
+    try:
+        return codec.policy_of(message.routing_policy)
+    except InvalidArgument as error:
+        _log.error("routing_policy_unreadable", generation=message.routing_policy.generation, why=error.message)
+        return None
 
 
 async def _answer(call: Awaitable[_Answer]) -> _Answer:

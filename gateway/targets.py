@@ -12,7 +12,7 @@ import random
 from typing import Protocol
 
 from gateway.admission import KeyFacts
-from gateway.routing import unknown_model
+from gateway.refusals import unknown_model
 from gateway.versions import VersionTable, roll_of, table_of
 from placement.types import Copy, Worker
 from runtime.errors import Code, DeadlineExceeded, PenstockError

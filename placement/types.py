@@ -1,6 +1,6 @@
 """The nouns of a decision: what the fleet looks like, what is asked of it, what was answered and why.
 
-Values only. Owns no state: `placement.view` indexes workers, `placement.state` keeps what one caller has reserved.
+Values only. Owns no state: `placement.view` indexes workers, `placement.routing.state` keeps what one caller has reserved.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Copy:
     task: str = "tensor"
     max_batch_size: int = 0
     """Rows that one execution takes; 0 = no batch dimension."""
+    memory_bytes: int = 0
+    """What it takes of its worker's memory, or is thought to take; 0 = unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,17 @@ class Worker:
     sequence: int = field(default=0, compare=False)
     tenants: frozenset[TenantId] = frozenset()
     """Whose models it may load, by its certificate; empty: everybody's."""
+    labels: frozenset[str] = frozenset()
+    memory_budget_bytes: int = 0
+    """What models may take of its memory, all together; 0 = it does not say."""
+    gpu_memory_bytes: int = 0
+    """Of its largest GPU; 0 = it has none."""
+    cost: float = 1.0
+    """What a request here costs beside one elsewhere."""
+    sealed_address: str = ""
+    """Where clients with a reservation reach it; empty: nowhere."""
+    kserve_address: str = ""
+    """Where it speaks KServe itself; empty: nowhere."""
 
     def may_load(self, callers: frozenset[str]) -> bool:
         """Whether it is for somebody who may call the model: its owner, and those it is shared with."""
@@ -67,18 +80,39 @@ class Strategy(enum.Enum):
     """How to choose among workers that could all take the request."""
 
     AFFINITY = "affinity"
+    """The highest weighted sum of everything that `Weights` names."""
     ROUND_ROBIN = "round-robin"
+    WEIGHTED_ROUND_ROBIN = "weighted-round-robin"
+    """In turns, as often as capacity says (nginx's smooth kind)."""
     LEAST_LOADED = "least-loaded"
+    TWO_CHOICES = "two-choices"
+    """The less loaded of two drawn at random (Mitzenmacher, The power of two choices, 2001)."""
+    LATENCY = "latency"
+    """The lowest moving average of latency, scaled by how many wait there."""
+    COST = "cost"
+    """The cheapest with room, the less loaded of equals."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What `affinity` weighs. Occupancy and slowness lie in 0..1; the session's own worker scores 1, the others 0."""
+    """What `affinity` weighs. Every value weighed lies in 0..1."""
 
     session: float = 0.5
     """The session's worker is left once it is half a worker fuller than the emptiest one."""
+    prefix: float = 0.5
+    """By how much of the prompt's beginning the worker saw last."""
     occupancy: float = 1.0
+    """Against: (ours + others' + rows waiting) / capacity."""
     slowness: float = 0.25
+    """Against: the moving average of latency."""
+    proximity: float = 0.5
+    """Against: the round trip to the worker's region, measured or from the table."""
+    gpu: float = 0.0
+    """For: the memory of its largest GPU, beside the largest among the candidates."""
+    cost: float = 0.0
+    """Against: its cost, beside the dearest among the candidates. At least 0.25 where regions are chosen among."""
+    preferred: float = 0.5
+    """For: a rule prefers it."""
 
 
 ANY_VERSION = ModelVersion("")
@@ -97,7 +131,13 @@ class Request:
     session_key: str = ""
     """Requests of one key prefer one worker; empty: none is preferred."""
     exclude: frozenset[WorkerId] = frozenset()
-    """Workers that failed this very request already."""
+    """Workers that failed this very request already. Looked at before any affinity (litellm#32308)."""
+    prefix: tuple[int, ...] = ()
+    """Hashes of the prompt's beginning, each of one block and all before it; see `placement.routing.prefixes`."""
+    sticky: bool = False
+    """The session has state at its worker: nobody else will do while that one is there and ready."""
+    draw: int = 0
+    """64 random bits of the caller, for strategies that need some."""
 
 
 class Why(enum.Enum):
@@ -106,6 +146,10 @@ class Why(enum.Enum):
     SCORE = "best score"
     SESSION = "the session's own worker"
     TURN = "next in turn"
+    DRAW = "the less loaded of two drawn"
+    LATENCY = "lowest latency for how many wait"
+    COST = "the cheapest with room"
+    ABROAD = "no place in its own region"
     PROBE = "first request after its inhibition ended"
     LAST_RESORT = "inhibited or draining, but no other has room"
 
@@ -134,7 +178,14 @@ class Granted:
     trial: bool = False
     """The worker was inhibited when it was granted: how this request ends decides whether it is trusted again."""
     turn: CandidateKey | None = None
-    """Whose cursor moves to this worker (round-robin)."""
+    """Whose turn moves to this worker (round-robin, weighted or not)."""
+    credits: object = field(default=None, compare=False, repr=False)
+    """What everybody is owed after this turn (weighted round-robin); see `placement.routing.rotation`."""
+    model: ModelName = field(default=ModelName(""))
+    prefix: tuple[int, ...] = ()
+    """What the worker will have seen of prompts once it has answered."""
+    session_key: str = ""
+    """The session that has its state there from now on; empty: none has."""
 
 
 class Refusal(enum.Enum):
@@ -144,6 +195,7 @@ class Refusal(enum.Enum):
     UNKNOWN_VERSION = "UNKNOWN_VERSION"
     NOT_READY = "NOT_READY"
     NO_REGION = "NO_REGION"
+    DENIED = "DENIED"
     ALL_EXCLUDED = "ALL_EXCLUDED"
     ALL_FULL = "ALL_FULL"
 
@@ -164,6 +216,8 @@ class Outcome(enum.Enum):
 
     ANSWERED = "answered"
     """The worker answered, be it with an error of its own."""
+    FAILED = "failed"
+    """The worker answered that it could not do what it should have: INTERNAL, UNKNOWN, DATA_LOSS."""
     PATH_FAILED = "path failed"
     """The worker could not be reached, or was lost before it answered."""
     UNKNOWN = "unknown"

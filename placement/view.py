@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from placement.candidates import Candidates, Integers, Seat, candidates_of, hash64
+from placement.candidates import Candidates, Integers, Seat, candidates_of, seat_of, seated_alike
 from placement.types import ANY_REGION, CandidateKey, Copy, CopyState, Worker, newest
 from runtime.ids import ModelName, ModelVersion, Region, WorkerId
 
@@ -120,15 +120,10 @@ def _reseated(
             tenure += 1
             slot = free.pop()
             tenures[slot] = tenure
-            seats[worker_id] = _seat(worker, slot, tenure)
-        elif known.capacity != worker.max_in_flight:
-            seats[worker_id] = _seat(worker, known.slot, known.tenure)
+            seats[worker_id] = seat_of(worker, slot, tenure)
+        elif not seated_alike(view.workers[worker_id], worker):
+            seats[worker_id] = seat_of(worker, known.slot, known.tenure)
     return seats, tenures, tuple(free), tenure
-
-
-def _seat(worker: Worker, slot: int, tenure: int) -> Seat:
-    capacity = worker.max_in_flight
-    return Seat(worker.worker_id, slot, tenure, capacity, 1.0 / max(capacity, 1), hash64(worker.worker_id))
 
 
 def _touch(

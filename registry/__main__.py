@@ -11,12 +11,13 @@ import structlog
 
 from registry.accounts.bootstrap import bootstrap
 from registry.config import RegistrySettings
-from registry.database import open_database
 from registry.files.allocator import few_arenas
 from registry.files.stores import open_objects
 from registry.ground import ground_of, own_address, public_listen
+from registry.schema import REGISTRY
 from registry.services import SERVICES, Registry
 from runtime.config import read_settings
+from runtime.database import open_database
 from runtime.etcd import EtcdStore
 from runtime.etcd_members import EtcdSettings
 from runtime.identity import load_identity
@@ -40,7 +41,7 @@ async def serve(settings: RegistrySettings, stop: asyncio.Event) -> None:
     nodes = [Listen(settings.host, settings.port, identity)]
     public = [] if settings.public_port is None else [public_listen(settings, identity)]
     async with (
-        open_database(settings.database) as database,
+        open_database(settings.database, REGISTRY) as database,
         open_objects(settings.objects) as objects,
         EtcdStore(EtcdSettings.at(settings.etcd_endpoints)) as store,
     ):

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from sqlalchemy import LargeBinary, func, select
 
-from registry.database import Database
 from registry.master_keys import (
     ID_BYTES,
     MasterKeyFile,
@@ -20,6 +19,7 @@ from registry.master_keys import (
 )
 from registry.schema import tenants
 from registry.threads import in_thread
+from runtime.database import Database
 from runtime.errors import FailedPrecondition
 
 

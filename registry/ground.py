@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from registry.config import RegistrySettings
-from registry.database import Database
 from registry.files.objects import Objects
 from registry.files.types import FileLimits
 from registry.first_start import open_master_keys
 from registry.master_keys import KeySource
 from registry.nodes.types import EnrolmentRules
 from runtime.clock import Clock, SystemClock
+from runtime.database import Database
 from runtime.errors import FailedPrecondition
 from runtime.identity import Authority, NodeIdentity
 from runtime.keyvalue import KeyValueStore

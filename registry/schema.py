@@ -24,6 +24,8 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from runtime.database import Schema
+
 HEAD = "0001"
 """The migration that makes these tables what they are here."""
 
@@ -298,3 +300,5 @@ outbox = Table(
     _text("subject", 128),
     _time("at_ms"),
 )
+
+REGISTRY = Schema("registry", metadata, HEAD, "registry.migrations")

@@ -27,7 +27,9 @@ class Backoff:
         return min(self.first_s * self.factor**exponent, self.max_s) * (1.0 + self.jitter * rng.random())
 
 
-DEFAULT_BACKOFF = Backoff()
+DEFAULT_BACKOFF = Backoff(max_s=2.0)
+"""For what the mesh has to have again within 10 s of its return: two attempts fit, also where the first one came just before a
+channel was ready to connect."""
 
 
 async def sleep_unless(clock: Clock, delay_s: float, woken: asyncio.Event) -> None:

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from runtime.errors import InvalidArgument
+
+AUTO = "auto"
+"""A region that is found by the process's own address."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -36,6 +39,35 @@ class ServiceSettings(BaseSettings):
     ready_file: Path | None = Field(
         default=None, description="JSON of the bound ports is written here once this process answers"
     )
+
+    @field_validator("region")
+    @classmethod
+    def _region(cls, region: str) -> str:
+        if region == AUTO:
+            raise ValueError(f"{AUTO!r} is for workers and gateways, which go by their address; name the region")
+        return region
+
+
+class LocatedSettings(ServiceSettings):
+    """Of those that may find out by an address in which region they, or their callers, are."""
+
+    region: str = Field(
+        default="local",
+        pattern=r"^[a-z0-9-]{1,32}$",
+        description=f"where this process is; {AUTO}: by --public-address, else by the IP address in --advertise",
+    )
+    public_address: str = Field(default="", description="this machine's IP address as the world sees it, for --region auto")
+    geolocation_database: Path | None = Field(
+        default=None, description="MMDB file of countries, such as GeoLite2-Country.mmdb; gateways take a new one over"
+    )
+    region_overrides: str = Field(
+        default="", description="network=region,… that come before the file, such as 10.1.0.0/16=europe,2001:db8::/32=asia"
+    )
+
+    @field_validator("region")
+    @classmethod
+    def _region(cls, region: str) -> str:
+        return region
 
 
 S = TypeVar("S", bound=ServiceSettings)

@@ -124,6 +124,33 @@ class UpstreamUnavailable(PenstockError, code=Code.UNAVAILABLE, reason="UPSTREAM
     """Somebody else's API, for which a model stands, cannot be reached, fails, or broke off. The worker itself is well."""
 
 
+# What a scheduler answers to gateways, which pass it on to callers by its reason.
+
+
+class CapacityQueueFull(PenstockError, code=Code.RESOURCE_EXHAUSTED, reason="CAPACITY_QUEUE_FULL"):
+    """As many requests wait for room as may: in all, for the model, or of the tenant."""
+
+
+class CapacityTooLate(PenstockError, code=Code.RESOURCE_EXHAUSTED, reason="CAPACITY_TOO_LATE"):
+    """The time that is left for the request would be over before its turn."""
+
+
+class CapacityWaitedTooLong(PenstockError, code=Code.RESOURCE_EXHAUSTED, reason="CAPACITY_WAITED_TOO_LONG"):
+    """The longest that a request may wait here is over."""
+
+
+class ModelNotPlaced(PenstockError, code=Code.NOT_FOUND, reason="MODEL_NOT_PLACED"):
+    """No copy of the model is in the region, and nobody wants one there."""
+
+
+class ModelLoadFailed(PenstockError, code=Code.FAILED_PRECONDITION, reason="MODEL_LOAD_FAILED"):
+    """Every worker that could answer failed to load the model."""
+
+
+class NotLeader(PenstockError, code=Code.UNAVAILABLE, reason="NOT_LEADER"):
+    """Another scheduler leads this region, or none does for the moment: find the leader by WatchFleet, and ask it."""
+
+
 _BY_CODE: dict[Code, type[PenstockError]] = {
     kind.code: kind
     for kind in (

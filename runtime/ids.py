@@ -58,6 +58,15 @@ def assignment_key(region: Region, worker: WorkerId) -> str:
     return f"{assignments_prefix(region)}{worker}"
 
 
+ROUTING_POLICY_KEY = "/penstock/control/policy/routing"
+ELECTION_PREFIX = "/penstock/election/"
+
+
+def election_prefix(group: str) -> str:
+    """Of the schedulers that lead the same regions: one of them at a time does."""
+    return f"{ELECTION_PREFIX}{group}/"
+
+
 REGISTRY_PREFIX = "/penstock/registry/"
 """What the registry tells everybody: `runtime.notices`."""
 

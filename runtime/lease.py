@@ -139,14 +139,15 @@ class KeptLease:
 
     async def keep(self) -> None:
         """Run until cancelled. Whatever fails is tried again."""
-        failures = 0
+        failures = losses = 0
         while True:
             try:
                 await self._advance()
-                failures = 0
+                failures = losses = 0
             except LeaseNotFound:
                 self._lose()
-                failures += 1
+                losses += 1
+                failures = losses  # the store answered: how long it was silent before is over
             except Exception as error:
                 failures += 1
                 self._report(error, failures)

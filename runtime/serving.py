@@ -174,6 +174,9 @@ def _options(limits: ServerLimits) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", limits.message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", limits.metadata_bytes),
+        # Of calls that come in one burst, gRPC drops some beyond 1,000 by chance, as CANCELLED, before anybody here saw them.
+        ("grpc.server.max_pending_requests", 2 * limits.concurrent_rpcs),
+        ("grpc.server.max_pending_requests_hard_limit", 4 * limits.concurrent_rpcs),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from placement.assign import Placement
+from placement.copies.assign import Placement
+from placement.rules import RoutingPolicy
 from runtime.errors import Code, PenstockError
 from runtime.ids import Region, WorkerId
 from scheduler.fleet import Fleet
+from scheduler.leading.types import Leader
 from scheduler.types import FleetDelta, Member
 
 MAX_WATCHERS = 4_096
@@ -36,6 +38,10 @@ class Update:
     stale: bool
     placements: tuple[Placement, ...] | None
     """All of them; None where none changed."""
+    leaders: tuple[Leader, ...] | None = None
+    """All of them; None where none changed."""
+    policy: RoutingPolicy | None = None
+    """None where it did not change, or is not known yet."""
 
 
 class Watcher:
@@ -45,7 +51,7 @@ class Watcher:
         self._audience, self._region = audience, region
         self._names: set[WorkerId] = set()
         self._told: set[WorkerId] = set()
-        self._everything, self._placements, self._stale = True, True, False
+        self._everything, self._placements, self._leaders, self._policy, self._stale = True, True, True, True, False
         self._news = asyncio.Event()
         self._news.set()
 
@@ -58,6 +64,14 @@ class Watcher:
 
     def hear_of_placements(self) -> None:
         self._placements = True
+        self._news.set()
+
+    def hear_of_leaders(self) -> None:
+        self._leaders = True
+        self._news.set()
+
+    def hear_of_policy(self) -> None:
+        self._policy = True
         self._news.set()
 
     def hear_of_staleness(self, stale: bool) -> None:
@@ -82,11 +96,20 @@ class Watcher:
         names = set(fleet.members) if self._everything else self._names
         present = {who: fleet.members[who] for who in names if who in fleet.members and self._sees(fleet.members[who])}
         removed = () if self._everything else tuple(sorted(who for who in names & self._told if who not in present))
-        placements = tuple(self._audience.placements()) if self._placements else None
-        update = Update(self._everything, tuple(present[who] for who in sorted(present)), removed, stale, placements)
-        nothing = not (self._everything or present or removed or self._placements or stale is not self._stale)
+        update = Update(
+            self._everything,
+            tuple(present[who] for who in sorted(present)),
+            removed,
+            stale,
+            placements=tuple(self._audience.placements()) if self._placements else None,
+            leaders=self._audience.leaders() if self._leaders else None,
+            policy=self._audience.policy() if self._policy else None,
+        )
+        others = self._placements or self._leaders or update.policy is not None or stale is not self._stale
+        nothing = not (self._everything or present or removed or others)
         self._told = set(present) if self._everything else (self._told | set(present)) - set(removed)
-        self._names, self._everything, self._placements, self._stale = set(), False, False, stale
+        self._names, self._everything, self._stale = set(), False, stale
+        self._placements = self._leaders = self._policy = False
         return None if nothing else update
 
     def _sees(self, member: Member) -> bool:
@@ -103,8 +126,11 @@ class Audience:
         *,
         stale: Callable[[], bool],
         ready: Callable[[], bool],
+        leaders: Callable[[], tuple[Leader, ...]] = tuple,
+        policy: Callable[[], RoutingPolicy | None] = lambda: None,
     ) -> None:
         self.fleet, self.placements, self.stale, self.ready = fleet, placements, stale, ready
+        self.leaders, self.policy = leaders, policy
         self.closed = False
         self._watchers: set[Watcher] = set()
 
@@ -133,6 +159,16 @@ class Audience:
         """Wishes changed."""
         for watcher in self._watchers:
             watcher.hear_of_placements()
+
+    def tell_leaders(self) -> None:
+        """Other schedulers lead."""
+        for watcher in self._watchers:
+            watcher.hear_of_leaders()
+
+    def tell_policy(self) -> None:
+        """Requests are to be routed otherwise."""
+        for watcher in self._watchers:
+            watcher.hear_of_policy()
 
     def tell_staleness(self) -> None:
         """Whether etcd is seen may have changed."""

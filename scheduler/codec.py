@@ -12,10 +12,16 @@ from google.protobuf.message import DecodeError
 from penstock.scheduler.v1 import scheduler_pb2
 from penstock.worker.v1 import presence_pb2, worker_pb2
 
-from placement.assign import AssignedModel, Placement
+from placement.copies.assign import AssignedModel, Placement
+from placement.rules import RoutingPolicy
 from placement.types import Copy, CopyState, Worker
 from runtime.errors import InvalidArgument
 from runtime.ids import Digest, ModelName, ModelVersion, Region, WorkerId
+from scheduler.leading.codec import leader_list
+from scheduler.leading.types import Leader
+from scheduler.routing.codec import policy_message
+
+MAX_REGION_CHARACTERS = 32
 
 _STATES: dict[int, CopyState] = {
     worker_pb2.MODEL_STATE_UNAVAILABLE: CopyState.UNAVAILABLE,
@@ -57,7 +63,20 @@ def worker_of(message: presence_pb2.Presence) -> Worker:
         tuple(_copy(model) for model in message.models),
         message.max_in_flight,
         message.sequence,
+        labels=frozenset(message.labels),
+        memory_budget_bytes=message.memory_budget_bytes,
+        gpu_memory_bytes=max((gpu.memory_bytes for gpu in message.hardware.gpus), default=0),
+        cost=message.cost or 1.0,
+        sealed_address=message.sealed_address,
+        kserve_address=message.kserve_address,
     )
+
+
+def region_of(name: str) -> Region:
+    """Empty: all. Raises InvalidArgument on what names none."""
+    if len(name) > MAX_REGION_CHARACTERS:
+        raise InvalidArgument(f"{name[:64]!r}… is no region: it has {len(name)} characters, of {MAX_REGION_CHARACTERS} at most")
+    return Region(name)
 
 
 def placement_of(message: scheduler_pb2.Placement) -> Placement:
@@ -68,6 +87,11 @@ def placement_of(message: scheduler_pb2.Placement) -> Placement:
         Region(message.region),
         message.copies,
         message.generation,
+        message.max_copies,
+        message.tier,
+        frozenset(message.labels),
+        message.memory_bytes,
+        message.idle_s,
     )
 
 
@@ -79,6 +103,11 @@ def placement_message(placement: Placement) -> scheduler_pb2.Placement:
         region=placement.region,
         copies=placement.copies,
         generation=placement.generation,
+        max_copies=placement.max_copies,
+        tier=placement.tier,
+        labels=sorted(placement.labels),
+        memory_bytes=placement.memory_bytes,
+        idle_s=placement.idle_s,
     )
 
 
@@ -123,8 +152,10 @@ def watch_message(
     removed: Iterable[WorkerId],
     stale: bool,
     placements: Iterable[Placement] | None,
+    leaders: Iterable[Leader] | None = None,
+    policy: RoutingPolicy | None = None,
 ) -> scheduler_pb2.WatchFleetResponse:
-    """`placements`: all of them, or None where none changed."""
+    """`placements`, `leaders` and `policy`: all of it, or None where nothing changed."""
     listed = None
     if placements is not None:
         listed = scheduler_pb2.PlacementList(placements=[placement_message(each) for each in placements])
@@ -134,6 +165,8 @@ def watch_message(
         removed_worker_ids=list(removed),
         stale=stale,
         placements=listed,
+        leaders=leader_list(leaders) if leaders is not None else None,
+        routing_policy=policy_message(policy) if policy is not None else None,
     )
 
 
@@ -150,4 +183,5 @@ def _copy(model: worker_pb2.ModelCopy) -> Copy:
         model.reason,
         model.task,
         model.max_batch_size,
+        model.memory_bytes,
     )

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from placement.assign import AssignedModel, Placement
+from placement.copies.assign import AssignedModel, Placement
 from runtime.errors import InvalidArgument
-from runtime.ids import WorkerId, placement_key
+from runtime.ids import Region, WorkerId, placement_key
 from runtime.keyvalue import Event, KeyValue, Put
 from scheduler.codec import assignment_from, placement_from
 
@@ -39,6 +39,8 @@ class Control:
     def __init__(self) -> None:
         self._wishes: dict[str, Placement] = {}
         self._assignments: dict[WorkerId, WrittenAssignment] = {}
+        self._older: dict[str, WrittenAssignment] = {}
+        """By key: of workers that have a newer one in another region."""
         self.lost: dict[str, Placement] = {}
         """By key: wishes that etcd has forgotten."""
         self.synced = False
@@ -63,7 +65,7 @@ class Control:
         before, found = dict(self._wishes), list(items)
         here = {item.key for item in found}
         self.lost = {key: wish for key, wish in before.items() if key not in here}
-        self._assignments = {}
+        self._assignments, self._older = {}, {}
         for item in found:
             self._put(item)
         self.synced = True
@@ -79,12 +81,28 @@ class Control:
                 self._delete(event.key)
         return self._wishes != before
 
-    def written(self, worker_id: WorkerId, assignment: WrittenAssignment | None) -> None:
-        """A write of our own succeeded; its echo is still to come. None: the key is gone."""
-        if assignment is None:
-            self._assignments.pop(worker_id, None)
-        else:
-            self._assignments[worker_id] = assignment
+    def strays(self) -> list[tuple[WorkerId, WrittenAssignment]]:
+        """Assignments beside the newest one of the same worker: it was in another region before."""
+        return [(worker_of(key), written) for key, written in sorted(self._older.items())]
+
+    def written(self, worker_id: WorkerId, assignment: WrittenAssignment) -> None:
+        """A write of our own succeeded; its echo is still to come."""
+        known = self._assignments.get(worker_id)
+        if known is not None and known.key != assignment.key:
+            older = min(known, assignment, key=lambda each: each.mod_revision)
+            self._older[older.key] = older
+            assignment = assignment if older is known else known
+        self._older.pop(assignment.key, None)
+        self._assignments[worker_id] = assignment
+
+    def removed(self, key: str) -> None:
+        """An assignment's key is gone."""
+        self._older.pop(key, None)
+        who = worker_of(key)
+        if (known := self._assignments.get(who)) is not None and known.key == key:
+            del self._assignments[who]
+            for older in [written for stray, written in self.strays() if stray == who]:
+                self.written(who, older)
 
     def _put(self, item: KeyValue) -> None:
         try:
@@ -93,9 +111,9 @@ class Control:
                     self._put_wish(item)
                 case [_, "assignments", worker_id]:
                     known = self._assignments.get(WorkerId(worker_id))
-                    if known is None or known.key != item.key or known.mod_revision <= item.mod_revision:
-                        models = assignment_from(item.value)
-                        self._assignments[WorkerId(worker_id)] = WrittenAssignment(item.key, models, item.mod_revision)
+                    if known is None or known.key != item.key or known.mod_revision < item.mod_revision:
+                        written = WrittenAssignment(item.key, assignment_from(item.value), item.mod_revision)
+                        self.written(WorkerId(worker_id), written)
         except InvalidArgument as error:
             _log.warning("control_key_ignored", key=item.key, why=error.message)
 
@@ -108,6 +126,14 @@ class Control:
 
     def _delete(self, key: str) -> None:
         self._wishes.pop(key, None)
-        who = WorkerId(key.rpartition("/")[2])
-        if (known := self._assignments.get(who)) is not None and known.key == key:
-            del self._assignments[who]
+        self.removed(key)
+
+
+def region_of(key: str) -> Region:
+    """Of a control key."""
+    return Region(key.removeprefix(CONTROL_PREFIX).partition("/")[0])
+
+
+def worker_of(key: str) -> WorkerId:
+    """Of an assignment's key."""
+    return WorkerId(key.rpartition("/")[2])

@@ -1,8 +1,9 @@
 """The fleet as the scheduler believes it to be: members in, members out, and what that changed.
 
 A snapshot replaces what was known, but not at once: when etcd came back without a worker (wiped, or restored from an older
-backup), the worker may be well and about to register again, so it stays for one more lease. Only an ended lease that was seen
-to end removes it immediately. What is refused is counted, and told once for each worker's key and kind of doubt.
+backup), the worker may be well and about to register again, so it stays for one more lease. So does one whose newest record is
+doubtful: what it said before holds until the lease that it had then would have ended. Only an ended lease that was seen to end
+removes it immediately. What is refused is counted, and told once for each worker's key and kind of doubt.
 
 Owns the members. Never does I/O: `scheduler.loop` feeds it, `scheduler.audience` tells of it.
 """
@@ -21,7 +22,8 @@ from scheduler.presence import Doubt, PresenceReader, PresenceRefused
 from scheduler.types import FleetDelta, Member
 
 GRACE_S = 15.0
-"""How long a member stays that a new snapshot lacks: one presence lease, within which a living worker is back."""
+"""How long a member stays that a new snapshot lacks, or that is not believed any more: one presence lease, within which a
+living worker is back."""
 
 _TOLD_AT_MOST = 1_000
 _log = structlog.get_logger("penstock.fleet")
@@ -66,13 +68,15 @@ class Fleet:
         self.synced = True
         return FleetDelta(changed=tuple(changed))
 
-    def apply(self, events: Iterable[Event], *, now_wall_s: float) -> FleetDelta:
+    def apply(self, events: Iterable[Event], *, now_s: float, now_wall_s: float) -> FleetDelta:
         """What happened, in order."""
         changed: dict[WorkerId, bool] = {}
         for event in events:
             if isinstance(event, Put):
                 member = self._believed(event.item, now_wall_s, live=True)
-                if member is not None:
+                if member is None:
+                    self._doubt(event.key, now_s)
+                else:
                     news = self._shows_news(member)
                     self._members[member.worker_id] = member
                     self._missed_until_s.pop(member.worker_id, None)
@@ -85,7 +89,7 @@ class Fleet:
         )
 
     def expire(self, now_s: float) -> FleetDelta:
-        """Let those go whom the last snapshot lacked and who did not come back."""
+        """Let those go who were missed, or doubted, and were not believed again."""
         gone = [who for who, until_s in self._missed_until_s.items() if now_s >= until_s]
         for who in gone:
             del self._missed_until_s[who], self._members[who]
@@ -109,6 +113,12 @@ class Fleet:
                 self._told.add((item.key, refusal.doubt))
                 _log.warning("presence_refused", key=item.key, doubt=refusal.doubt.value, why=refusal.message)
             return None
+
+    def _doubt(self, key: str, now_s: float) -> None:
+        """Another process under the same identity takes nothing from the one that is believed: that one is heard again."""
+        who = WorkerId(key.rpartition("/")[2])
+        if (member := self._members.get(who)) is not None and member.key == key:
+            self._missed_until_s.setdefault(who, now_s + GRACE_S)
 
     def _shows_news(self, member: Member) -> bool:
         known = self._members.get(member.worker_id)

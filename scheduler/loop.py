@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 
 from runtime.clock import Clock
-from runtime.ids import PRESENCE_PREFIX, ModelName, NodeId, WorkerId
-from runtime.keyvalue import KeyValueStore, Snapshot, Watch
+from runtime.ids import PRESENCE_PREFIX, ModelName, NodeId, Region, WorkerId
+from runtime.keyvalue import Compare, KeyValueStore, Snapshot, Watch
 from runtime.notices import NoticeBoard
 from scheduler.audience import Audience
 from scheduler.control import CONTROL_PREFIX, Control
 from scheduler.fleet import Fleet
+from scheduler.leading.leadership import Leadership
 from scheduler.presence import PresenceReader
 from scheduler.reconcile import Reconciler
 from scheduler.types import FleetDelta
@@ -41,12 +42,19 @@ class Scheduler:
         clock: Clock,
         rng: random.Random,
         board: NoticeBoard | None = None,
+        leadership: Leadership | None = None,
     ) -> None:
-        """`board`: what the registry tells; who follows it is the caller's to see to."""
-        self._store, self._clock = store, clock
+        """`board`: what the registry tells; who follows it is the caller's to see to, as who stands for `leadership` is.
+        Without one this scheduler leads everything, and needs to prove it to nobody.
+        """
+        self._store, self._clock, self.leadership = store, clock, leadership
         self._watches: tuple[Watch, ...] = ()
         self.changes = 0
         """Grows whenever the fleet, the wishes or the assignments became others."""
+        self.on_delta: list[Callable[[FleetDelta], None]] = []
+        """Called with each change of the fleet, before anybody else hears of it."""
+        self.on_change: list[Callable[[], None]] = []
+        """Called after whatever else a decision may rest on became another: fleet, wishes, who leads."""
         self.board = board or NoticeBoard()
         self.board.on_model.append(self._hear_of_model)
         self.board.revocations.listeners.append(self._hear_of_node)
@@ -60,13 +68,25 @@ class Scheduler:
             connected=self.connected,
             is_withdrawn=self.board.is_withdrawn,
             callers_of=self._callers_of,
+            leads=self.leads,
         )
         self.audience = Audience(
             self.fleet,
             self.control.wishes,
             stale=lambda: not self.connected(),
             ready=self.synced,
+            leaders=leadership.leaders if leadership is not None else tuple,
         )
+        if leadership is not None:
+            leadership.on_change.append(self._hear_of_leaders)
+
+    def leads(self, region: Region) -> Sequence[Compare] | None:
+        """The conditions on which this scheduler may write for the region; None: another one does."""
+        return () if self.leadership is None else self.leadership.leads(region)
+
+    def leads_moves(self) -> bool:
+        """Whether this scheduler carries alias moves through."""
+        return self.leadership is None or self.leadership.leads_moves() is not None
 
     def connected(self) -> bool:
         """Whether changes in etcd arrive as they happen."""
@@ -102,15 +122,15 @@ class Scheduler:
 
     async def _follow_presence(self, watch: Watch) -> None:
         async for update in watch:
-            now_wall_s = self._clock.wall_s()
+            now_s, now_wall_s = self._clock.monotonic_s(), self._clock.wall_s()
             if isinstance(update, Snapshot):
                 first = not self.fleet.synced
-                delta = self.fleet.replace(update.items, now_s=self._clock.monotonic_s(), now_wall_s=now_wall_s)
+                delta = self.fleet.replace(update.items, now_s=now_s, now_wall_s=now_wall_s)
                 _log.info("fleet_read", workers=len(self.fleet.members), revision=update.revision, first=first)
                 self.audience.wake()
                 self.reconciler.touch()
             else:
-                delta = self.fleet.apply(update.events, now_wall_s=now_wall_s)
+                delta = self.fleet.apply(update.events, now_s=now_s, now_wall_s=now_wall_s)
             self._spread(delta)
 
     async def _follow_control(self, watch: Watch) -> None:
@@ -120,10 +140,9 @@ class Scheduler:
                 self.audience.wake()
             else:
                 changed = self.control.apply(update.events)
-            self.changes += 1
             if changed:
                 self.audience.tell_placements()
-            self.reconciler.touch()
+            self._changed()
 
     async def _tick(self) -> None:
         connected, resync_at_s = False, self._clock.monotonic_s() + RESYNC_S
@@ -149,6 +168,10 @@ class Scheduler:
         if notice is not None and (notice.withdrawn or self.fleet.is_divided):
             self.reconciler.touch()
 
+    def _hear_of_leaders(self) -> None:
+        self.audience.tell_leaders()
+        self._changed()
+
     def _callers_of(self, model: ModelName) -> frozenset[str] | None:
         notice = self.board.model(model)
         return None if notice is None else notice.callers
@@ -160,6 +183,13 @@ class Scheduler:
         for who in delta.removed:
             _log.info("worker_left", worker=who)
         if delta:
-            self.changes += 1
+            for follow in self.on_delta:
+                follow(delta)
             self.audience.tell(delta)
-            self.reconciler.touch()
+            self._changed()
+
+    def _changed(self) -> None:
+        self.changes += 1
+        self.reconciler.touch()
+        for listener in self.on_change:
+            listener()

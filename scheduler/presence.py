@@ -5,8 +5,11 @@ key, it says what it is, and it is not an older one put back: its sequence is ab
 last record may be written again, as a worker does when its lease is granted anew. A record that arrives as a live change must
 be of about now; one found in a snapshot may be old, because etcd may have been away.
 
-Remembers the last sequence of every worker, also of those that left. Never decides who is in the fleet: `scheduler.fleet`
-does.
+Two processes with one identity would write one key in turns. The younger lease is believed, as after a restart; what still
+comes under an older one is not, until the younger has been silent for as long as a lease lasts.
+
+Remembers the last sequence and the last leases of every worker, also of those that left. Never decides who is in the fleet:
+`scheduler.fleet` does.
 """
 
 from __future__ import annotations
@@ -25,6 +28,10 @@ from scheduler.codec import PresenceFacts, presence_facts
 from scheduler.types import Member
 
 MAX_SKEW_S = 60.0
+SILENCE_S = 15.0
+"""After so long without a word a lease is as good as ended."""
+
+_OLDER_LEASES = 4
 _REMEMBERED = 50_000
 """Workers whose last sequence is kept: several times the fleet that one scheduler is made for."""
 
@@ -38,6 +45,7 @@ class Doubt(enum.Enum):
     MISPLACED = "misplaced"
     REPLAYED = "replayed"
     SKEWED = "skewed"
+    TWICE = "twice"
 
 
 class PresenceRefused(PenstockError, code=Code.PERMISSION_DENIED, reason="PRESENCE_REFUSED"):
@@ -48,12 +56,23 @@ class PresenceRefused(PenstockError, code=Code.PERMISSION_DENIED, reason="PRESEN
         self.doubt = doubt
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Last:
+    """What is remembered of one worker."""
+
+    sequence: int
+    digest: bytes
+    lease_id: int
+    older_leases: tuple[int, ...]
+    heard_wall_s: float
+
+
 class PresenceReader:
     """Reads presence records of one mesh."""
 
     def __init__(self, verifier: RecordVerifier) -> None:
         self._verifier = verifier
-        self._last: OrderedDict[WorkerId, tuple[int, bytes]] = OrderedDict()
+        self._last: OrderedDict[WorkerId, _Last] = OrderedDict()
 
     def read(self, item: KeyValue, *, now_wall_s: float, live: bool) -> Member:
         """The member that this record makes. Raises PresenceRefused."""
@@ -70,20 +89,27 @@ class PresenceReader:
             )
         _check_place(item.key, facts, record.signer.node_id)
         _check_time(facts, now_wall_s, live=live)
-        self._check_sequence(facts, record.payload)
+        self._check_order(facts, record.payload, item.lease_id, now_wall_s)
         worker = dataclasses.replace(facts.worker, tenants=record.signer.tenants)
-        return Member(worker, item.key, record.payload, facts.shown)
+        return Member(worker, item.key, record.payload, facts.shown, item.value)
 
-    def _check_sequence(self, facts: PresenceFacts, payload: bytes) -> None:
-        worker, digest = facts.worker, hashlib.blake2b(payload, digest_size=16).digest()
-        last_sequence, last_digest = self._last.get(worker.worker_id, (0, b""))
-        if worker.sequence < last_sequence or (worker.sequence == last_sequence and digest != last_digest):
+    def _check_order(self, facts: PresenceFacts, payload: bytes, lease_id: int, now_wall_s: float) -> None:
+        who, sequence = facts.worker.worker_id, facts.worker.sequence
+        digest = hashlib.blake2b(payload, digest_size=16).digest()
+        last = self._last.get(who) or _Last(0, b"", lease_id, (), now_wall_s)
+        if sequence < last.sequence or (sequence == last.sequence and digest != last.digest):
             raise PresenceRefused(
-                Doubt.REPLAYED,
-                f"worker {worker.worker_id} is past number {last_sequence}, and this record is number {worker.sequence}",
+                Doubt.REPLAYED, f"worker {who} is past number {last.sequence}, and this record is number {sequence}"
             )
-        self._last[worker.worker_id] = (worker.sequence, digest)
-        self._last.move_to_end(worker.worker_id)
+        if lease_id in last.older_leases and now_wall_s - last.heard_wall_s < SILENCE_S:
+            raise PresenceRefused(
+                Doubt.TWICE, f"two processes have the identity of worker {who}; the one that began earlier is not believed"
+            )
+        older = last.older_leases
+        if lease_id != last.lease_id:
+            older = (*(each for each in older if each != lease_id), last.lease_id)[-_OLDER_LEASES:]
+        self._last[who] = _Last(sequence, digest, lease_id, older, now_wall_s)
+        self._last.move_to_end(who)
         if len(self._last) > _REMEMBERED:
             self._last.popitem(last=False)
 

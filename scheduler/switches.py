@@ -1,12 +1,13 @@
 """Carries pending alias moves through: copies of the new target are wished for, and when they are warm the alias moves.
 
 Level-triggered: a notice only marks its model, and as long as moves are pending each is looked at again and again.
-`placement.switch` says what is next; wishes are written as everybody else's are, and the registry, which decides what an alias
-means, is told SWITCH or why not. It refuses what concerns an older state of the alias (ABORTED), so that two schedulers do no
-harm. A move that was given up leaves the wishes as they were before it. While etcd is not seen nothing is decided.
+`placement.copies.switch` says what is next; wishes are written as everybody else's are, and the registry, which decides what
+an alias means, is told SWITCH or why not. One scheduler does it; the registry refuses what concerns an older state of the
+alias (ABORTED), so that a leader who does not know yet that it is none does no harm. A move that was given up leaves the
+wishes as they were before it. While etcd is not seen nothing is decided.
 
 Owns what it remembers of moves: when each was first seen, what was wished for it. Never decides what is warm, and keeps
-nothing that a restart would miss: a scheduler that begins anew gives each move its whole time again.
+nothing that a restart would miss: a scheduler that begins anew, or begins to lead, goes on from the wishes that it finds.
 """
 
 from __future__ import annotations
@@ -20,9 +21,8 @@ from typing import Protocol
 
 import structlog
 
-from placement.assign import Assignments, Placement
-from placement.switch import MOVE_LIMIT_S, Abandon, Move, Place, Switch, Target, Wait, next_step
-from placement.types import Worker
+from placement.copies.assign import Assignments, Placement
+from placement.copies.switch import MOVE_LIMIT_S, Abandon, FleetIndex, Move, Place, Switch, Target, Wait, indexed, next_step
 from runtime.backoff import Backoff, sleep_unless
 from runtime.clock import Clock
 from runtime.errors import Aborted, PenstockError
@@ -70,7 +70,10 @@ class _Progress:
     echo_by_s: float = 0.0
     written: dict[Region, Placement] = field(default_factory=dict)
     """Wishes made for it."""
-    copies_before: dict[Region, int] = field(default_factory=dict)
+    before: dict[Region, Placement | None] = field(default_factory=dict)
+    """What was wished for there before it; None: nothing."""
+    afterwards: dict[Region, Placement] = field(default_factory=dict)
+    """What those wishes come to once it is done, where demand alone asked for so many."""
     told: str = ""
 
 
@@ -79,7 +82,7 @@ class _View:
     """The world of one round."""
 
     wishes: list[Placement]
-    workers: list[Worker]
+    workers: FleetIndex
     assignments: Assignments
 
 
@@ -105,6 +108,7 @@ class Switches:
         self._progress: dict[MoveKey, _Progress] = {}
         self._news = asyncio.Event()
         self._changes = -1
+        self._led = False
         self._look_at_s = 0.0
         self._places = asyncio.Semaphore(_AT_ONCE)
         self.switched = 0
@@ -138,6 +142,8 @@ class Switches:
         """One step for each pending move, all by one view, if there is news or some time has passed."""
         has_news = self._read() or self._changes != self._scheduler.changes
         now_s = self._clock.monotonic_s()
+        if not self._leads():
+            return
         if not (self._pending and self._scheduler.synced() and self._scheduler.connected()):
             return
         if not has_news and now_s < self._look_at_s:
@@ -148,9 +154,18 @@ class Switches:
             for key in list(self._pending):
                 group.create_task(self._look_at(key, view))
 
+    def _leads(self) -> bool:
+        """Whether the moves are this scheduler's now. What it did the last time they were is history by then."""
+        leads = self._scheduler.leads_moves()
+        if leads and not self._led:
+            self._progress = {key: _Progress(progress.seen_s) for key, progress in self._progress.items()}
+            self._changes = -1
+        self._led = leads
+        return leads
+
     def _view(self) -> _View:
         wishes = [wish for wish in self._control.wishes() if not self._board.is_withdrawn(wish.model, wish.digest)]
-        workers = [self._scheduler.reconciler.answered(worker) for worker in self._scheduler.fleet.workers()]
+        workers = indexed(self._scheduler.reconciler.answered(worker) for worker in self._scheduler.fleet.workers())
         return _View(wishes, workers, {who: written.models for who, written in self._control.assignments.items()})
 
     def _hear(self, model: ModelName) -> None:
@@ -177,7 +192,7 @@ class Switches:
         """A step that fails is taken again, ever later; it never ends the other moves' steps."""
         progress = self._progress[key]
         async with self._places:
-            if not self._is_due(progress):
+            if not self._is_due(progress) or not self._scheduler.leads_moves():
                 return
             try:
                 await self._step(key, progress, view)
@@ -205,14 +220,15 @@ class Switches:
         move = self._move(key, progress)
         step = next_step(move, view.wishes, view.workers, view.assignments, limit_s=self._limit_s)
         match step:
-            case Place(wishes=wishes):
-                await self._place(wishes, progress)
+            case Place(wishes=wishes, afterwards=afterwards):
+                await self._place(wishes, afterwards, progress)
                 _log.info("alias_warming", model=model, alias=alias, version=move.target.version, wishes=_shown(wishes))
             case Switch():
                 await self._registry.settle_alias(model, alias, generation)
                 self.switched += 1
                 _log.info("alias_switched", model=model, alias=alias, version=move.target.version)
                 progress.not_before_s = self._clock.monotonic_s() + ECHO_S
+                await self._leave_to_demand(progress)
             case Abandon(reason=reason):
                 await self._registry.settle_alias(model, alias, generation, reason)
                 self.abandoned += 1
@@ -238,27 +254,39 @@ class Switches:
             begun=progress.begun,
         )
 
-    async def _place(self, wishes: tuple[Placement, ...], progress: _Progress) -> None:
+    async def _place(self, wishes: tuple[Placement, ...], afterwards: tuple[Placement, ...], progress: _Progress) -> None:
         for wish in wishes:
-            known = self._control.wish_at(placement_key(wish.region, wish.model, wish.version))
-            progress.copies_before.setdefault(wish.region, known.copies if known is not None else 0)
+            progress.before.setdefault(wish.region, self._control.wish_at(_key(wish)))
             progress.written[wish.region] = await self._placements.place(wish)
+        for wish in afterwards:
+            progress.afterwards.setdefault(wish.region, wish)
         progress.begun, progress.echo_by_s = True, self._clock.monotonic_s() + ECHO_S
 
     async def _take_back(self, progress: _Progress) -> None:
         """Wishes as they were before the move, but for those that somebody changed since."""
         for region, wish in progress.written.items():
-            known = self._control.wish_at(placement_key(region, wish.model, wish.version))
-            if known == wish:
-                await self._placements.place(replace(wish, copies=progress.copies_before[region]))
+            known = progress.before[region]
+            await self._replace(wish, known if known is not None else replace(wish, copies=0, max_copies=0))
+
+    async def _leave_to_demand(self, progress: _Progress) -> None:
+        """What only demand asked for is demand's again, but for wishes that somebody changed since."""
+        for region, wish in progress.afterwards.items():
+            await self._replace(progress.written[region], wish)
+
+    async def _replace(self, wish: Placement, by: Placement) -> None:
+        if self._control.wish_at(_key(wish)) == wish:
+            await self._placements.place(by)
 
     def _has_echoed(self, progress: _Progress) -> bool:
         """Whether the wishes made are among those known here. After `echo_by_s` they count as lost."""
         return all(
-            (known := self._control.wish_at(placement_key(region, wish.model, wish.version))) is not None
-            and known.generation >= wish.generation
-            for region, wish in progress.written.items()
+            (known := self._control.wish_at(_key(wish))) is not None and known.generation >= wish.generation
+            for wish in progress.written.values()
         )
+
+
+def _key(wish: Placement) -> str:
+    return placement_key(wish.region, wish.model, wish.version)
 
 
 def _target(alias: AliasTarget) -> Target | None:

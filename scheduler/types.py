@@ -19,6 +19,8 @@ class Member:
     """The serialised Presence that it signed, for those who watch the fleet."""
     shown: bytes = field(repr=False)
     """What of the payload is news when it differs: all but the heartbeat's own numbers."""
+    record: bytes = field(repr=False)
+    """The payload as it was signed, for clients that believe the mesh's authority alone."""
 
     @property
     def worker_id(self) -> WorkerId:

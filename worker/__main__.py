@@ -11,15 +11,18 @@ from functools import partial
 
 import structlog
 
+from runtime.clock import SystemClock
 from runtime.config import read_settings
 from runtime.identity import load_identity
 from runtime.ids import WorkerId
+from runtime.own_region import located
 from runtime.process import announce, run_service, started
 from runtime.renewal import renewing
 from runtime.telemetry import configure_logging, configure_tracing
 from worker.config import WorkerSettings
 from worker.copies import open_model
 from worker.execute.execution import Execution
+from worker.execute.hold_service import HoldService
 from worker.front import opened_front, opened_metrics, quota_of
 from worker.inference import TableInference
 from worker.life.lifecycle import Holdings
@@ -35,6 +38,7 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
     configure_logging("worker", level=settings.log_level)
     interceptors = configure_tracing("worker", settings.otlp_endpoint)
     check_alone(settings)
+    settings = settings if settings.standalone else located(settings, SystemClock())
     identity = load_identity(settings.identity_dir) if settings.identity_dir else None
     worker_id, holdings = WorkerId(identity.node_id if identity else "standalone"), Holdings()
     open_copy = partial(
@@ -54,6 +58,7 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
             stop,
             copies=lambda: copy_messages(holdings, draining=execution.draining),
             models=following.models if following else None,
+            holds=HoldService(inference, table),
             changed=holdings.tell,
         )
         revocations = membership.board.revocations if membership else None
@@ -61,9 +66,9 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> None:
         ports = await stack.enter_async_context(front)
         if membership and following and identity:
             await stack.enter_async_context(renewing(identity, settings.registry_address))
-            await stack.enter_async_context(membership.present(following.store, ports, lambda: execution.draining))
+            await stack.enter_async_context(membership.present(following, ports, lambda: execution.draining))
         metrics_port = opened_metrics(settings, table, inference)
-        bound = {"port": ports.inner, "kserve_port": ports.kserve, "metrics_port": metrics_port}
+        bound = {"port": ports.inner, "kserve_port": ports.kserve, "sealed_port": ports.sealed, "metrics_port": metrics_port}
         structlog.get_logger("penstock.worker").info("serving", worker_id=worker_id, **bound)
         announce(settings.ready_file, **bound)
         await stop.wait()

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from runtime.config import Port, ServiceSettings
+from runtime.config import LocatedSettings, Port
 from worker.quota import DEFAULT_MAX_IN_FLIGHT, DEFAULT_TENANT_SHARE
+
+LABELS_LIMIT = 32
+LABEL_CHARACTERS_LIMIT = 63
+_LABEL = re.compile(r"[A-Za-z0-9._/-]+(=[A-Za-z0-9._/-]+)?")
 
 
 def _cache_dir() -> Path:
     return Path.home() / ".cache" / "penstock" / "worker"
 
 
-class WorkerSettings(ServiceSettings):
+class WorkerSettings(LocatedSettings):
     """What a worker needs to know beyond what every service does."""
 
     model_config = SettingsConfigDict(cli_kebab_case=True, cli_implicit_flags=True, cli_prog_name="penstock worker")
@@ -50,6 +55,21 @@ class WorkerSettings(ServiceSettings):
         default=None,
         description="plaintext KServe port without any admission, for a worker alone; none: off; 0 picks a free one",
     )
+    kserve_advertise: str = Field(
+        default="", description="host:port at which others reach that port; default: the worker's host, and the port"
+    )
+    sealed_port: Port | None = Field(
+        default=None, description="port on which clients with a reservation talk to this worker alone; none: off; 0: a free one"
+    )
+    sealed_advertise: str = Field(
+        default="", description="host:port at which others reach that port; default: the worker's host, and the port"
+    )
+    sealed_calls: int = Field(default=128, gt=0, le=4096, description="calls open on that port at once; more are refused")
+    sealed_call_bytes: int = Field(default=16 * 1024 * 1024, gt=0, le=1024**3, description="one sealed request at most")
+    label: tuple[str, ...] = Field(
+        default=(), description="repeatable: what placements and routing rules may ask for, such as spot or rack=7"
+    )
+    cost: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="what a request here costs beside one elsewhere")
     standalone: bool = Field(default=False, description="serve --model-folder without etcd, registry and scheduler")
     model_folder: tuple[Path, ...] = Field(
         default=(), description="standalone only, repeatable: folder with a model.toml to serve as it lies"
@@ -99,3 +119,17 @@ class WorkerSettings(ServiceSettings):
         default=(),
         description="repeatable: host, *.domain, address or range that upstream models may call, beside loopback and keys'",
     )
+
+    @field_validator("label")
+    @classmethod
+    def _labels(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """As they are told: each once, in order."""
+        if len(labels) > LABELS_LIMIT:
+            raise ValueError(f"{len(labels)} labels; up to {LABELS_LIMIT} are told")
+        for label in labels:
+            if len(label) > LABEL_CHARACTERS_LIMIT or not _LABEL.fullmatch(label):
+                raise ValueError(
+                    f"{label[:80]!r} is no label: a name or name=value of letters, digits and . _ / - is expected, up to"
+                    f" {LABEL_CHARACTERS_LIMIT} characters"
+                )
+        return tuple(sorted(set(labels)))

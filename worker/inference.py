@@ -7,15 +7,16 @@ here once and serialised here once; where they came from is the caller's busines
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 
 from inference import grpc_service_pb2
 
 from runtime.errors import InvalidArgument, PenstockError, Unimplemented
-from worker.batching.queue import DEFAULT_QUEUE_SIZE
+from worker.batching.queue import queue_places
 from worker.copies import LoadedModel, TextCopy
 from worker.engine import TextRequest
 from worker.generation.codec import generate_response, parse_generate
+from worker.holds import Holds
 from worker.kserve.codec import TensorRequest, parse, streamed
 from worker.kserve.text import FINAL, text_request, text_response
 from worker.models import ModelTable
@@ -33,6 +34,7 @@ class TableInference:
         """`quota` tells tenants apart; without it there is `max_in_flight` for all of them together."""
         self._table = table
         self.guard = QuotaGuard(quota or QuotaPolicy(max_in_flight))
+        self.holds = Holds(self.guard)
 
     @property
     def load(self) -> Load:
@@ -40,7 +42,7 @@ class TableInference:
 
     async def infer(self, model: str, version: str, payload: bytes, call: CallContext) -> bytes:
         """inference.ModelInferRequest → inference.ModelInferResponse. An empty model means the payload's own."""
-        with self.guard.enter(call.tenant) as admission:
+        with self._entered(call) as admission:
             request = parse(payload)
             loaded = self._table.get(*_wanted(model, version, request))
             if loaded.kind is Kind.TEXT:
@@ -62,7 +64,7 @@ class TableInference:
         self, model: str, version: str, request: grpc_service_pb2.ModelInferRequest, call: CallContext
     ) -> AsyncGenerator[grpc_service_pb2.ModelInferResponse, None]:
         """The responses to one request of a stream, the last one marked final. Raises what stops it."""
-        with self.guard.enter(call.tenant) as admission:
+        with self._entered(call) as admission:
             loaded = self._table.get(*_wanted(model, version, request))
             _queue(admission, loaded)
             if loaded.kind is Kind.TENSORS:
@@ -78,7 +80,7 @@ class TableInference:
 
     async def generate(self, model: str, version: str, payload: bytes, call: CallContext) -> AsyncGenerator[bytes, None]:
         """penstock.worker.v1.GenerateRequest → GenerateResponse …"""
-        with self.guard.enter(call.tenant) as admission:
+        with self._entered(call) as admission:
             named, request = parse_generate(payload)
             loaded = self._table.get(model or named, version)
             if loaded.kind is Kind.TENSORS:
@@ -91,15 +93,18 @@ class TableInference:
                 async for piece in pieces:
                     yield generate_response(piece)
 
+    def _entered(self, call: CallContext) -> AbstractContextManager[Admission]:
+        if call.admission is not None:
+            return nullcontext(call.admission)
+        return self.holds.enter(call.tenant, call.hold_id) if call.hold_id else self.guard.enter(call.tenant)
+
 
 def _queue(admission: Admission, loaded: LoadedModel) -> None:
     """Past the tenant's part of the model's queue. Raises TenantQuotaReached."""
     if not admission.tells_apart:
         return
     try:
-        admission.queue(
-            loaded, waiting=loaded.pending_requests, places=loaded.spec.batching.max_queue_size or DEFAULT_QUEUE_SIZE
-        )
+        admission.queue(loaded, waiting=loaded.pending_requests, places=queue_places(loaded.spec))
     except PenstockError:
         loaded.statistics.failed(Failure.REJECTED, 0)
         raise

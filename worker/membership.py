@@ -55,6 +55,8 @@ class Following:
     store: EtcdStore
     models: ModelService
     """LoadModel, UnloadModel and ReadArtifact, for the inner port."""
+    memory_bytes: int
+    """What open models may take together."""
 
 
 class Membership:
@@ -130,7 +132,7 @@ class Membership:
                 )
                 files = SharedFiles(cache, tenants=self._tenants, at_once=settings.artifact_reads_at_once)
                 async with reconciler.running():
-                    yield Following(store, ModelService(reconciler.local, files))
+                    yield Following(store, ModelService(reconciler.local, files), memory_bytes)
 
     def _tenants(self) -> frozenset[TenantId]:
         return self._identity.certificate.peer.tenants
@@ -150,20 +152,24 @@ class Membership:
         )
 
     @asynccontextmanager
-    async def present(self, store: EtcdStore, ports: Ports, draining: Callable[[], bool]) -> AsyncIterator[None]:
+    async def present(self, following: Following, ports: Ports, draining: Callable[[], bool]) -> AsyncIterator[None]:
         """Be in the fleet, while the context lasts."""
         settings, identity = self._settings, self._identity
         hardware = await in_thread(read_hardware, settings.cache_dir)
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
         facts = WorkerFacts(
             worker_id=self._worker_id,
             region=self._region,
-            address=settings.advertise or f"{host}:{ports.inner}",
+            address=settings.advertise or told_address(settings, ports.inner),
             tiers=tiers_of(hardware, self._tiers),
             hardware=hardware,
             x25519_public_key=identity.x25519_public_key,
             max_in_flight=settings.max_in_flight,
             software_version=_own_version(),
+            labels=settings.label,
+            memory_budget_bytes=following.memory_bytes,
+            sealed_address=told_address(settings, ports.sealed, settings.sealed_advertise),
+            kserve_address=told_address(settings, ports.kserve, settings.kserve_advertise),
+            cost=settings.cost,
         )
         presence = Presence(
             facts,
@@ -175,7 +181,7 @@ class Membership:
             disk_free_bytes=partial(read_disk_free_bytes, Path(settings.cache_dir)),
             timing=PresenceTiming(settings.lease_ttl_s, settings.heartbeat_s),
         )
-        async with presence.joined(store):
+        async with presence.joined(following.store):
             yield
 
 
@@ -196,6 +202,18 @@ def membership_of(
             f"the identity in {identity.folder} is that of a {identity.role.value}; a worker needs its own"
         )
     return Membership(settings, identity, table, holdings, open_model)
+
+
+def told_address(settings: WorkerSettings, port: int | None, advertised: str = "") -> str:
+    """Where others reach a port: as advertised, else on the host on which this worker is reached; empty where it is off."""
+    if port is None:
+        return ""
+    if advertised:
+        return advertised
+    host = settings.host
+    if settings.advertise:
+        host = settings.advertise.rpartition(":")[0].strip("[]")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _own_version() -> str:

@@ -74,14 +74,23 @@ class _WorkerCollector(Collector):
         yield from self._admission()
 
     def _admission(self) -> Iterable[Metric]:
-        load, guard = self._inference.load, self._inference.guard
+        load, guard, holds = self._inference.load, self._inference.guard, self._inference.holds
         for name, meaning, value in (
             ("penstock_worker_in_flight", "Requests in flight", load.in_flight),
             ("penstock_worker_max_in_flight", "Requests that may be in flight", load.max_in_flight),
             ("penstock_worker_queued_rows", "Rows waiting for engines", load.queued_rows),
             ("penstock_worker_tenants", "Tenants with something in flight", guard.tenants),
+            ("penstock_worker_holds_waiting", "Holds that wait for a place", holds.waiting),
+            ("penstock_worker_holds_kept", "Places kept for requests that are to come", holds.kept),
         ):
             yield GaugeMetricFamily(name, meaning, value=value)
+        for name, meaning, count in (
+            ("penstock_worker_holds_granted", "Holds that got a place", holds.granted),
+            ("penstock_worker_holds_expired", "Holds whose time was over", holds.expired),
+        ):
+            counter = _Counter(name, meaning)
+            counter.add_metric((), count)
+            yield counter
         refused = _Counter("penstock_worker_requests_refused", "Requests beyond a bound of the worker", labels=("bound",))
         for quota, count in guard.refused.items():
             refused.add_metric((quota.value,), count)

@@ -40,6 +40,15 @@ class WorkerFacts:
     x25519_public_key: bytes
     max_in_flight: int
     software_version: str
+    labels: tuple[str, ...] = ()
+    memory_budget_bytes: int = 0
+    """What its models may take together; 0 = it does not say."""
+    sealed_address: str = ""
+    """host:port of SealedService; empty: it has none."""
+    kserve_address: str = ""
+    """host:port of its own KServe port; empty: it has none."""
+    cost: float = 1.0
+    """What a request here costs beside one elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,10 @@ def read_whereabouts(payload: bytes) -> Whereabouts:
 
 
 def copy_message(copy: Copy, *, draining: bool = False) -> worker_pb2.ModelCopy:
-    """`draining`: the whole worker takes no more requests, so neither does this copy."""
+    """`draining`: the whole worker takes no more requests, so neither does this copy.
+
+    Its memory is what the budget counts for it, which stays the same while it lives; what was measured wanders and is not told.
+    """
     state = CopyState.DRAINING if draining and copy.state is CopyState.READY else copy.state
     return worker_pb2.ModelCopy(
         model=copy.model,
@@ -97,6 +109,7 @@ def copy_message(copy: Copy, *, draining: bool = False) -> worker_pb2.ModelCopy:
         reason=copy.reason,
         task=copy.task.value if copy.task else "",
         max_batch_size=copy.max_batch_size,
+        memory_bytes=copy.memory_bytes,
     )
 
 
@@ -127,6 +140,11 @@ def presence_bytes(facts: WorkerFacts, copies: Iterable[worker_pb2.ModelCopy], s
         wall_time_ms=stamp.wall_time_ms,
         max_in_flight=facts.max_in_flight,
         software_version=facts.software_version,
+        labels=facts.labels,
+        memory_budget_bytes=facts.memory_budget_bytes,
+        sealed_address=facts.sealed_address,
+        kserve_address=facts.kserve_address,
+        cost=facts.cost,
     ).SerializeToString()
 
 

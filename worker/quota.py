@@ -2,21 +2,18 @@
 
 Pure, and the owner of the counts. Never waits and never reads a clock: a request is admitted now or refused with a reason.
 
-The rule for tenants is a dynamic threshold: a tenant may hold a further place if it then holds no more than `alpha` times
-the places that are left free, and one that holds none may take any free place. So the last places are never taken by someone
-who has some already, a tenant that comes finds room however hard another pushes, and as requests end the parts become equal:
-with n tenants pushing, each holds alpha / (1 + alpha n) of all. `tenant_share` is what one tenant holds while it is alone,
-alpha / (1 + alpha). Source: Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet Switches",
-IEEE/ACM Transactions on Networking 6 (2), 1998.
+The rule for tenants is `placement.shares`'. Places that are kept for requests still to come (`worker.holds`) count as taken,
+and whoever waits for one is asked first whenever one comes back: `freed` is called before anybody else can enter.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
+from placement.shares import share_allows
 from runtime.errors import Code, PenstockError
 
 DEFAULT_MAX_IN_FLIGHT = 4096
@@ -83,11 +80,22 @@ class Admission:
         at_models[model] = at_models.get(model, 0) + 1
         self._model = model
 
+    def unqueue(self) -> None:
+        """Count it at no model any more; its place it keeps."""
+        if self._model is not None:
+            self._guard.unqueue(self._holding, self._model)
+            self._model = None
+
+    def pass_to(self, tenant: str) -> None:
+        """Count it for this tenant from now on, whose absolute bound holds. Raises TenantQuotaReached, and is as before."""
+        self._holding = self._guard.pass_on(self._holding, tenant)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._guard.leave(self._holding, self._model)
+        self.unqueue()
+        self._guard.leave(self._holding)
 
 
 class QuotaGuard:
@@ -100,6 +108,8 @@ class QuotaGuard:
         self._holdings: dict[str, Holding] = {}
         self._refused = dict.fromkeys(Quota, 0)
         self.in_flight = 0
+        self.freed: Callable[[], None] = _nobody_waits
+        """Called when a place came back."""
 
     @property
     def max_in_flight(self) -> int:
@@ -124,10 +134,15 @@ class QuotaGuard:
                 f"{self.in_flight} requests are in flight, all that this worker takes; back off, then retry",
                 retry_after_s=_RETRY_AFTER_S,
             )
-        holding = self._holding(tenant, free) if self.tells_apart else self._everybody
-        holding.in_flight += 1
-        self.in_flight += 1
-        return Admission(self, holding)
+        if not self._allows(tenant, free):
+            self._refused[Quota.TENANT] += 1
+            raise self._quota_reached(tenant)
+        return self._admitted(tenant)
+
+    def enter_if_free(self, tenant: str) -> Admission | None:
+        """Let one that waits for a place in, if it may have one now; a no is counted nowhere."""
+        free = self._policy.max_in_flight - self.in_flight
+        return self._admitted(tenant) if free > 0 and self._allows(tenant, free) else None
 
     def check_queue(self, holding: Holding, model: object, waiting: int, places: int) -> None:
         """Whether one who holds this may wait at the model too. Raises TenantQuotaReached."""
@@ -140,38 +155,63 @@ class QuotaGuard:
                 retry_after_s=_RETRY_AFTER_S,
             )
 
-    def leave(self, holding: Holding, model: object) -> None:
+    def pass_on(self, holding: Holding, tenant: str) -> Holding:
+        """Count a place that this one holds for another tenant. Raises TenantQuotaReached.
+
+        Only the absolute bound is asked: the share was, when the place was taken, and whoever shares places out decided.
+        """
+        if not self.tells_apart or holding.tenant == tenant:
+            return holding
+        bound = self._policy.tenant_max_in_flight
+        if bound and self._held(tenant) >= bound:
+            self._refused[Quota.TENANT] += 1
+            raise self._quota_reached(tenant)
+        self._give_back(holding)
+        return self._take(tenant)
+
+    def unqueue(self, holding: Holding, model: object) -> None:
+        """One request that was counted at the model is there no more."""
+        holding.at_models[model] -= 1
+        if not holding.at_models[model]:
+            del holding.at_models[model]
+
+    def leave(self, holding: Holding) -> None:
         """What an `Admission` does at its end."""
         self.in_flight -= 1
-        holding.in_flight -= 1
-        if not self.tells_apart:
-            return
-        if model is not None:
-            holding.at_models[model] -= 1
-            if not holding.at_models[model]:
-                del holding.at_models[model]
-        if not holding.in_flight:
-            del self._holdings[holding.tenant]
+        self._give_back(holding)
+        self.freed()
 
-    def _holding(self, tenant: str, free: int) -> Holding:
-        holding = self._holdings.get(tenant)
-        if holding is None:
-            holding = self._holdings[tenant] = Holding(tenant)
-            return holding
-        held, bound = holding.in_flight, self._policy.tenant_max_in_flight
-        if (bound and held >= bound) or not share_allows(held, free, self._policy.tenant_share):
-            self._refused[Quota.TENANT] += 1
-            raise TenantQuotaReached(
-                f"tenant {tenant!r} has {held} requests in flight here, its part of the {self._policy.max_in_flight} that this"
-                " worker takes; let some of them end, then retry",
-                retry_after_s=_RETRY_AFTER_S,
-            )
+    def _admitted(self, tenant: str) -> Admission:
+        self.in_flight += 1
+        return Admission(self, self._take(tenant))
+
+    def _take(self, tenant: str) -> Holding:
+        holding = self._everybody
+        if self.tells_apart:
+            holding = self._holdings.get(tenant) or self._holdings.setdefault(tenant, Holding(tenant))
+        holding.in_flight += 1
         return holding
 
+    def _give_back(self, holding: Holding) -> None:
+        holding.in_flight -= 1
+        if self.tells_apart and not holding.in_flight:
+            del self._holdings[holding.tenant]
 
-def share_allows(held: int, free: int, share: float) -> bool:
-    """Whether somebody who holds that many places may take one more of those that are free."""
-    if not held or share >= 1:
-        return free > 0
-    # held + 1 <= alpha (free - 1), with alpha = share / (1 - share) multiplied out.
-    return (held + 1) * (1 - share) <= share * (free - 1)
+    def _allows(self, tenant: str, free: int) -> bool:
+        held, bound = self._held(tenant), self._policy.tenant_max_in_flight
+        return not held or (not (bound and held >= bound) and share_allows(held, free, self._policy.tenant_share))
+
+    def _held(self, tenant: str) -> int:
+        holding = self._holdings.get(tenant)
+        return holding.in_flight if holding is not None else 0
+
+    def _quota_reached(self, tenant: str) -> TenantQuotaReached:
+        return TenantQuotaReached(
+            f"tenant {tenant!r} has {self._held(tenant)} requests in flight here, its part of the"
+            f" {self._policy.max_in_flight} that this worker takes; let some of them end, then retry",
+            retry_after_s=_RETRY_AFTER_S,
+        )
+
+
+def _nobody_waits() -> None:
+    return

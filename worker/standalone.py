@@ -32,6 +32,8 @@ def check_alone(settings: WorkerSettings) -> None:
         )
     if settings.standalone and settings.kserve_port is None and settings.identity_dir is None:
         raise FailedPrecondition("a standalone worker without a port serves nobody; pass --kserve-port, or --identity-dir")
+    if settings.sealed_port is not None and settings.identity_dir is None:
+        raise FailedPrecondition("--sealed-port needs --identity-dir: sealed calls are made to this node's own key")
 
 
 @asynccontextmanager

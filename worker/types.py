@@ -14,6 +14,7 @@ from runtime.ids import Digest, ModelName, ModelVersion
 
 if TYPE_CHECKING:  # it brings generated messages, which a model's own process does without
     from runtime.load_overrides import LoadOverride
+    from worker.quota import Admission
 
 
 class Task(enum.Enum):
@@ -233,6 +234,10 @@ class CallContext:
     traceparent: str = ""
     memory: SharedRegions | None = None
     """Where tensors may lie instead of in the payload; None: everything travels in it."""
+    hold_id: str = ""
+    """The place that is kept for it; empty, or of a hold that ended: it takes one of its own."""
+    admission: Admission | None = None
+    """It was let in already, by somebody who ends that too, as under a reservation; None: it is yet to be."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 
 from gateway.fleet import Fleet
 from gateway.kserve.codec import summed
-from gateway.routing import ModelCold, unknown_model
+from gateway.refusals import ModelCold, unknown_model
 from placement.types import ANY_REGION, Copy, Worker
 from runtime.errors import Code, PenstockError
 from runtime.ids import Digest, ModelName, ModelVersion, WorkerId
@@ -85,7 +85,8 @@ class CopyInquiry:
     def chosen(self, model: str, version: str) -> ModelVersion:
         """This version (empty: the newest that is ready), if a copy of it is ready. Raises ModelUnknown, ModelCold."""
         index = self._fleet.view.models.get(ModelName(model))
-        newest = index.newest_ready.get(ANY_REGION) if index is not None else None
+        readies = index.newest_ready if index is not None else {}
+        newest = readies.get(self._fleet.home) or readies.get(ANY_REGION)
         if index is None or (version and not self._fleet.copies(model, version)):
             if self._fleet.placed(model, version):
                 raise ModelCold(f"no copy of model {model!r} is ready yet", retry_after_s=1.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import structlog
@@ -18,7 +18,7 @@ from inference import grpc_service_pb2 as kserve
 from gateway.fleet import Fleet
 from gateway.kserve.codec import model_index
 from gateway.types import PublishedVersion
-from placement.assign import Placement
+from placement.copies.assign import Placement
 from placement.types import Copy, CopyState
 from runtime.errors import Code, DeadlineExceeded, NotFound, PenstockError, Unimplemented
 from runtime.ids import ModelName, ModelVersion, Region, TenantId
@@ -109,9 +109,7 @@ class Repository:
             return  # versions never change: there is nothing to load anew
         copies = max(self._settings.load_copies, wanted.copies if wanted is not None else 0)
         before = {id(copy) for _, copy in self._fleet.copies(model, newest.version)}
-        await self._wishes.place(
-            Placement(newest.model, newest.version, newest.digest, self._settings.region, copies, generation=0)
-        )
+        await self._wishes.place(self._wish(newest, wanted, copies))
         seen_s = self._loop.time() + _RETRY_SEEN_S
 
         def loaded() -> bool:
@@ -138,9 +136,15 @@ class Repository:
 
         await self._until(unloaded, deadline_s, f"failed to unload '{model}'", self._settings.load_wait_s)
 
+    def _wish(self, version: PublishedVersion, known: Placement | None, copies: int) -> Placement:
+        """For so many at least; on which workers, and how many more there may be, stays as it was wished for."""
+        if known is None or known.digest != version.digest:
+            return Placement(version.model, version.version, version.digest, self._settings.region, copies, generation=0)
+        return replace(known, copies=copies, max_copies=known.max_copies if known.max_copies > copies else 0, generation=0)
+
     def _holds(self, version: PublishedVersion) -> bool:
         ready = self._fleet.ready(version.model, version.version)
-        return any(copy.digest == version.digest for _, copy in ready)
+        return any(copy.digest == version.digest for worker, copy in ready if worker.region == self._settings.region)
 
     async def _overridden(
         self, model: str, override: LoadOverride, tenant: TenantId, deadline_s: float | None

@@ -24,13 +24,13 @@ from inference import grpc_service_pb2_grpc as rpc
 from gateway.callers import Caller, Context, name_request
 from gateway.kserve.overrides import MAX_OVERRIDE_BYTES
 from gateway.kserve.repository import refuse_repository_name
+from gateway.kserve.sequences import SEQUENCE_END, request_of
 from gateway.kserve.streaming import InferenceStream
 from gateway.mesh import Mesh
-from gateway.routing import ModelUnknown, unknown_model
+from gateway.refusals import ModelUnknown, unknown_model
 from gateway.targets import NoticeMissing
 from gateway.versions import NEWEST, AliasUnsettled, VersionGone
 from gateway.wire import head_of
-from placement.types import Request
 from runtime.errors import Cancelled, InvalidArgument, NotFound, PenstockError, Unimplemented
 from runtime.ids import ModelName
 from runtime.load_overrides import override_of
@@ -92,7 +92,7 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
     ) -> None:
         self._callers, self._router, self._fleet, self._metrics = mesh.callers, mesh.router, mesh.fleet, mesh.metrics
         self._copies, self._repository, self._targets = mesh.copies, mesh.repository, mesh.targets
-        self._registry = mesh.registry
+        self._registry, self._regions = mesh.registry, mesh.regions
         self._strict_readiness, self._stream_in_flight = strict_readiness, stream_in_flight
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -116,8 +116,10 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
             version = self._targets.find(key, model, head.version, session)
             if version is None:
                 version = await self._targets.found(key, model, head.version, session, caller.deadline_s)
-            target = Request(ModelName(model), version, session_key=session)
+            target = request_of(head, version, self._regions.of(caller.headers, caller.address), key.tenant)
             answer = await self._router.infer(target, request, caller.call(head.priority))
+            if session and head.parameters.get(SEQUENCE_END):
+                self._fleet.state.forget_session(target.model, target.session_key)
         except BaseException as raised:
             await self._note_failure("ModelInfer", model, raised, context, caller)
             raise
@@ -129,7 +131,7 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
         await name_request(context, caller)
         in_flight = self._stream_in_flight
         stream = InferenceStream(
-            self._callers, self._router, self._targets, self._fleet, self._metrics, context, caller, in_flight
+            self._callers, self._router, self._targets, self._fleet, self._metrics, context, caller, in_flight, self._regions
         )
         await stream.serve()
 
@@ -140,7 +142,7 @@ class KServeServicer(rpc.GRPCInferenceServiceServicer):
     @_counted
     async def ServerReady(self, request: pb.ServerReadyRequest, context: Context) -> pb.ServerReadyResponse:
         """Whether requests can be answered; where that is strict, whether all that should be loaded is (as Triton has it)."""
-        wanted = self._fleet.wanted()
+        wanted = self._fleet.expected()
         missing = self._strict_readiness and any(not self._fleet.ready(wish.model, wish.version) for wish in wanted)
         return pb.ServerReadyResponse(ready=self._fleet.synced and not missing)
 

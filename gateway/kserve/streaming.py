@@ -17,14 +17,14 @@ import grpc.aio
 from gateway.callers import Caller, Callers, Context
 from gateway.fleet import Fleet
 from gateway.kserve.codec import stream_error
+from gateway.kserve.sequences import SEQUENCE_END, request_of
 from gateway.links.types import Method
 from gateway.metrics import GatewayMetrics
+from gateway.regions import Regions
 from gateway.routing import Router
 from gateway.targets import Targets
 from gateway.wire import RequestHead, head_of
-from placement.types import Request
 from runtime.errors import PenstockError
-from runtime.ids import ModelName
 from runtime.status import translated
 from runtime.whole_batches import whole
 
@@ -46,10 +46,12 @@ class InferenceStream:
         context: Context,
         caller: Caller,
         in_flight: int,
+        regions: Regions,
     ) -> None:
         self._callers, self._router, self._targets = callers, router, targets
         self._fleet, self._metrics = fleet, metrics
         self._context, self._caller = context, caller
+        self._region = regions.of(caller.headers, caller.address)
         self._places = asyncio.Semaphore(in_flight)
         self._writing = asyncio.Lock()
         self._as_status = caller.headers.get(_ERRORS_AS_STATUS) == "true"
@@ -99,10 +101,12 @@ class InferenceStream:
         key, call = self._caller.key, self._caller.call(head.priority)
         try:
             version = await self._targets.found(key, head.model, head.version, head.session_key, call.deadline_s)
-            request = Request(ModelName(head.model), version, session_key=head.session_key)
+            request = request_of(head, version, self._region, key.tenant)
             async with aclosing(self._router.stream(Method.STREAM_INFER, request, payload, call)) as answers:
                 async for answer in answers:
                     await self._write(answer, before)
+            if request.sticky and head.parameters.get(SEQUENCE_END):
+                self._fleet.state.forget_session(request.model, request.session_key)
             self._metrics.answered(METHOD, head.model, perf_counter() - started_s)
         except (asyncio.CancelledError, grpc.aio.BaseError):
             raise

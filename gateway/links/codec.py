@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from google.protobuf.message import DecodeError
 from penstock.worker.v1 import worker_pb2
 
-from gateway.links.types import CallContext, LinkLoad, Method
+from gateway.links.types import CallContext, LinkLoad, Method, WorkerBusy
 from runtime.errors import DataLoss, PenstockError, error_from_wire
 from runtime.streams import parts_of
 
@@ -20,6 +20,9 @@ _METHODS = {
     Method.STREAM_INFER: worker_pb2.METHOD_STREAM_INFER,
     Method.GENERATE: worker_pb2.METHOD_GENERATE,
 }
+
+_BUSY = frozenset({"WORKER_FULL", "TENANT_QUOTA_REACHED", "STREAM_FULL"})
+"""Reasons by which a worker says that it has no place (worker.quota, worker.execute)."""
 
 Answer = tuple[int, bytes, bool, bool, PenstockError | None]
 """call id, bytes, whether the message goes on, whether the call ends, how it failed. A tuple: this is the hot path."""
@@ -74,6 +77,8 @@ def _opening(
     opening.request_id = call.request_id
     opening.traceparent = call.traceparent
     opening.credit = credit
+    if call.hold_id:
+        opening.hold_id = call.hold_id
     if call.deadline_s is not None:
         opening.timeout_us = max(1, int((call.deadline_s - now_s) * 1_000_000))
     return request.SerializeToString()
@@ -108,4 +113,6 @@ def answers_of(raw: bytes) -> tuple[LinkLoad | None, list[Answer]]:
 
 def _failure(failure: worker_pb2.Failure) -> PenstockError:
     retry_after_s = failure.retry_after_ms / 1000 if failure.retry_after_ms else None
+    if failure.reason in _BUSY:
+        return WorkerBusy(failure.message, retry_after_s=retry_after_s)
     return error_from_wire(failure.code, failure.reason, failure.message, retry_after_s)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
 
+import grpc
 import grpc.aio
 import structlog
 
@@ -25,6 +26,10 @@ from runtime.ids import NodeId, WorkerId
 
 _log = structlog.get_logger("penstock.links")
 _METHOD = "/penstock.worker.v1.WorkerService/Execute"
+
+_CONNECTING_TRIPS = 3
+"""Round trips until a worker's first message where there is no connection yet: TCP's, TLS 1.3's (RFC 8446, section 2), the
+stream's own."""
 
 GATHER_BOUND_S = 0.003
 GATHER_FREE_IN_FLIGHT = 2
@@ -60,6 +65,8 @@ class WorkerLink:
         self._connected = asyncio.Event()
         self._load = LinkLoad()
         self.last_failure = ""
+        self.rtt_ms = 0.0
+        """Round trip to the worker, as the last stream's beginning took it; 0: not measured yet."""
 
     async def __aenter__(self) -> Self:
         self.start()
@@ -140,11 +147,13 @@ class WorkerLink:
         execute: Callable[[], RawCall] = channel.stream_stream(_METHOD)
         while True:
             stream = LinkStream(self.worker_id, self._settings, self._rule(), self._take_load)
-            accepted = False
+            accepted, began_s = False, asyncio.get_running_loop().time()
+            trips = 1 if channel.get_state() is grpc.ChannelConnectivity.READY else _CONNECTING_TRIPS
 
-            def on_accepted(opened: LinkStream = stream) -> None:
+            def on_accepted(opened: LinkStream = stream, began_s: float = began_s, trips: int = trips) -> None:
                 nonlocal accepted
                 accepted = True
+                self.rtt_ms = (asyncio.get_running_loop().time() - began_s) * 1000 / trips
                 self._streams.append(opened)
                 self._connected.set()
 

@@ -29,6 +29,8 @@ class CallContext:
     deadline_s: float | None = None
     """On the event loop's clock; None = none was set."""
     traceparent: str = ""
+    hold_id: str = ""
+    """The place at the worker that is kept for this call; empty: it takes one of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +73,8 @@ class LinkLost(PenstockError, code=Code.UNAVAILABLE, reason="LINK_LOST"):
 
 class LinkFull(PenstockError, code=Code.RESOURCE_EXHAUSTED, reason="LINK_FULL"):
     """As many calls are open to this worker as a link holds."""
+
+
+class WorkerBusy(PenstockError, code=Code.RESOURCE_EXHAUSTED, reason="WORKER_BUSY"):
+    """The worker has no place for this call now. Unlike a batching queue that is full by its model's own policy, it is worth
+    waiting for one."""

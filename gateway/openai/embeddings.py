@@ -18,8 +18,8 @@ from gateway.links.types import CallContext
 from gateway.openai.codec import Vectors, infer_request, raw_texts, raw_tokens, vectors_of
 from gateway.openai.errors import AnswerUnusable, RequestRefused
 from gateway.openai.types import Router, Signature, TensorShape, VectorsAsked
-from placement.types import Request
-from runtime.ids import ModelName, ModelVersion
+from placement.types import ANY_REGION, Request
+from runtime.ids import ModelName, ModelVersion, Region
 
 _AT_ONCE = 4
 """Requests of one call that are under way together."""
@@ -29,15 +29,22 @@ _VALUES_AT_ONCE = 16_384
 
 
 async def vectors(
-    router: Router, asked: VectorsAsked, version: ModelVersion, signature: Signature, max_rows: int, call: CallContext
+    router: Router,
+    asked: VectorsAsked,
+    version: ModelVersion,
+    signature: Signature,
+    max_rows: int,
+    call: CallContext,
+    region: Region = ANY_REGION,
 ) -> list[Vectors]:
     """Arrays of rows, in the order of what was asked. `max_rows`: of one execution, 0 = the model has no batch dimension.
+    `region`: where it is asked from; any: the gateway's own.
 
     All of them come from one version: vectors of two models are not to be compared.
     """
     source, output = _source(asked, signature), _output(asked.model, signature)
     batches = _batches(asked, source, max_rows)
-    places, request = asyncio.Semaphore(_AT_ONCE), Request(ModelName(asked.model), version)
+    places, request = asyncio.Semaphore(_AT_ONCE), Request(ModelName(asked.model), version, region)
 
     async def infer(tensor: TensorShape, raw: bytes, rows: int) -> Vectors:
         async with places:

@@ -35,6 +35,22 @@ class AnswerUnusable(PenstockError, code=Code.INTERNAL, reason="ANSWER_UNUSABLE"
     """The model answered with something that is no embedding."""
 
 
+class UrlUnknown(PenstockError, code=Code.INVALID_ARGUMENT, reason="OPENAI_URL_UNKNOWN"):
+    """A job or a batch for a path that cannot be asked this way."""
+
+
+class FileUnknown(PenstockError, code=Code.NOT_FOUND, reason="OPENAI_FILE_UNKNOWN"):
+    """There is no such file of this tenant's."""
+
+
+class BatchUnknown(PenstockError, code=Code.NOT_FOUND, reason="OPENAI_BATCH_UNKNOWN"):
+    """There is no such batch of this tenant's."""
+
+
+class ContentCutShort(PenstockError, code=Code.UNAVAILABLE, reason="CONTENT_CUT_SHORT"):
+    """A file's bytes ended before its size was reached."""
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorAnswer:
     """What to write: the body, and beside it the headers, the inner status header among them."""
@@ -54,7 +70,11 @@ _BY_REASON: dict[str, tuple[int, str]] = {
     "RATE_LIMITED": (429, "rate_limit_exceeded"),
     "UPSTREAM_RATE_LIMITED": (429, "rate_limit_exceeded"),
     "OPENAI_BODY_TOO_LARGE": (413, "request_too_large"),
+    "OPENAI_URL_UNKNOWN": (400, "invalid_value"),
+    "OPENAI_FILE_UNKNOWN": (404, "file_not_found"),
+    "OPENAI_BATCH_UNKNOWN": (404, "batch_not_found"),
 }
+_PARAMS = {"OPENAI_URL_UNKNOWN": "endpoint", "OPENAI_FILE_UNKNOWN": "file_id", "OPENAI_BATCH_UNKNOWN": "batch_id"}
 _BY_CODE: dict[Code, tuple[int, str]] = {
     Code.INVALID_ARGUMENT: (400, "invalid_value"),
     Code.OUT_OF_RANGE: (400, "invalid_value"),
@@ -91,7 +111,7 @@ def error_event(error: PenstockError) -> bytes:
 
 def _body(error: PenstockError, status: int, code: str) -> bytes:
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    param = error.param if isinstance(error, RequestRefused) else "model" if status == 404 else None
+    param = error.param if isinstance(error, RequestRefused) else _PARAMS.get(error.reason, "model" if status == 404 else None)
     fields = {"message": error.message, "type": kind, "param": param, "code": code}
     return json.dumps({"error": fields}).encode()
 

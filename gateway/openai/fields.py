@@ -36,6 +36,10 @@ class Fields:
     def path(self, name: str) -> str:
         return f"{self._path}.{name}" if self._path else name
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._values)
+
     def get(self, name: str) -> object:
         return self._values.get(name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,9 +13,10 @@ from gateway.admission import KeyFacts
 from gateway.callers import Caller, Context
 from gateway.links.types import CallContext, Method
 from gateway.types import PublishedVersion
+from placement.copies.wishes import Placement
 from placement.types import Copy, Request, Worker
 from placement.view import FleetView
-from runtime.ids import ModelVersion
+from runtime.ids import KeyId, ModelVersion, Region
 
 
 class Style(enum.Enum):
@@ -127,6 +128,8 @@ class Router(Protocol):
 
     async def infer(self, request: Request, payload: bytes, call: CallContext) -> bytes: ...
 
+    async def warm(self, request: Request, call: CallContext) -> None: ...
+
     def stream(
         self,
         method: Method,
@@ -162,6 +165,16 @@ class Fleet(Protocol):
 
     def placed(self, model: str, version: str = "") -> bool: ...
 
+    def regions_with(self, model: str) -> list[Region]: ...
+
+    def wanted(self) -> Iterator[Placement]: ...
+
+
+class Regions(Protocol):
+    """Where requests are from: gateway.regions.Regions."""
+
+    def of(self, headers: Mapping[str, str | bytes], address: str = "") -> Region: ...
+
 
 class Metrics(Protocol):
     """What is counted: gateway.metrics.GatewayMetrics."""
@@ -175,6 +188,8 @@ class Door(Protocol):
     """Lets calls in: gateway.callers.Callers."""
 
     async def enter(self, context: Context) -> Caller: ...
+
+    async def stands(self, key_id: KeyId) -> bool | None: ...
 
 
 class Copies(Protocol):
@@ -211,6 +226,9 @@ class Mesh(Protocol):
 
     @property
     def registry(self) -> Registry: ...
+
+    @property
+    def regions(self) -> Regions: ...
 
     @property
     def metrics(self) -> Metrics: ...

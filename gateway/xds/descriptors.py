@@ -28,8 +28,12 @@ def load_descriptor_set() -> bytes:
     raise DescriptorSetMissing(f"neither {installed} nor {checkout} exists; run `python build/protos.py`, or install the wheel")
 
 
-def annotated_services(descriptor_set: bytes, packages: tuple[str, ...] = ("penstock.gateway.",)) -> tuple[str, ...]:
-    """Full names of the services with at least one HTTP path, within these packages.
+OFFERED = ("penstock.gateway.", "penstock.scheduler.v1.JobService")
+"""What a gateway serves to applications: all of its own package, and jobs, which it hands on to the schedulers."""
+
+
+def annotated_services(descriptor_set: bytes, packages: tuple[str, ...] = OFFERED) -> tuple[str, ...]:
+    """Full names of the services with at least one HTTP path, of these names or beginning with them.
 
     The default leaves out inner services: their contracts carry paths too, and an edge must not offer them by accident.
     """

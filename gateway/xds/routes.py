@@ -16,9 +16,10 @@ from gateway.xds.types import Edge, EdgeLimits
 
 ROUTES = "edge"
 CORS_FILTER = "envoy.filters.http.cors"
-_CORS_METHODS = "GET, POST, OPTIONS"
+_CORS_METHODS = "GET, POST, DELETE, OPTIONS"
 _CORS_REQUEST_HEADERS = (
-    "authorization, content-type, x-request-id, x-grpc-web, x-user-agent, grpc-timeout, traceparent, tracestate"
+    "authorization, content-type, x-request-id, x-penstock-region, x-grpc-web, x-user-agent, grpc-timeout, traceparent, "
+    "tracestate"
 )
 _CORS_RESPONSE_HEADERS = "x-request-id, retry-after, grpc-status, grpc-message, grpc-status-details-bin"
 

@@ -29,17 +29,19 @@ from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb
 from xds import percent_pb2 as xds_dot_percent__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0exds/core.proto\x12\x14\x65nvoy.config.core.v3\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a\x11xds/percent.proto\"\"\n\x04Pipe\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04mode\x18\x02 \x01(\r\"H\n\rSocketAddress\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\nport_value\x18\x03 \x01(\rH\x00\x42\x10\n\x0eport_specifier\"\x7f\n\x07\x41\x64\x64ress\x12=\n\x0esocket_address\x18\x01 \x01(\x0b\x32#.envoy.config.core.v3.SocketAddressH\x00\x12*\n\x04pipe\x18\x02 \x01(\x0b\x32\x1a.envoy.config.core.v3.PipeH\x00\x42\t\n\x07\x61\x64\x64ress\"\xb6\x01\n\x0cTcpKeepalive\x12\x36\n\x10keepalive_probes\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x34\n\x0ekeepalive_time\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x38\n\x12keepalive_interval\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"<\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\x17\n\x0fuser_agent_name\x18\x06 \x01(\t\"\"\n\x0c\x43ontrolPlane\x12\x12\n\nidentifier\x18\x01 \x01(\t\"^\n\nDataSource\x12\x12\n\x08\x66ilename\x18\x01 \x01(\tH\x00\x12\x16\n\x0cinline_bytes\x18\x02 \x01(\x0cH\x00\x12\x17\n\rinline_string\x18\x03 \x01(\tH\x00\x42\x0b\n\tspecifier\")\n\x0bHeaderValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"\x98\x02\n\x11HeaderValueOption\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32!.envoy.config.core.v3.HeaderValue\x12Q\n\rappend_action\x18\x03 \x01(\x0e\x32:.envoy.config.core.v3.HeaderValueOption.HeaderAppendAction\"}\n\x12HeaderAppendAction\x12\x1b\n\x17\x41PPEND_IF_EXISTS_OR_ADD\x10\x00\x12\x11\n\rADD_IF_ABSENT\x10\x01\x12\x1e\n\x1aOVERWRITE_IF_EXISTS_OR_ADD\x10\x02\x12\x17\n\x13OVERWRITE_IF_EXISTS\x10\x03\";\n\rRuntimeUInt32\x12\x15\n\rdefault_value\x18\x02 \x01(\r\x12\x13\n\x0bruntime_key\x18\x03 \x01(\t\"h\n\x18RuntimeFractionalPercent\x12\x37\n\rdefault_value\x18\x01 \x01(\x0b\x32 .envoy.type.v3.FractionalPercent\x12\x13\n\x0bruntime_key\x18\x02 \x01(\t\"\\\n\x0fTransportSocket\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x03 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\r\n\x0b\x63onfig_type\"t\n\x0f\x42\x61\x63koffStrategy\x12\x30\n\rbase_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x7f\n\x0bRetryPolicy\x12=\n\x0eretry_back_off\x18\x01 \x01(\x0b\x32%.envoy.config.core.v3.BackoffStrategy\x12\x31\n\x0bnum_retries\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"\xa9\x02\n\x0bGrpcService\x12\x41\n\nenvoy_grpc\x18\x01 \x01(\x0b\x32+.envoy.config.core.v3.GrpcService.EnvoyGrpcH\x00\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12;\n\x10initial_metadata\x18\x05 \x03(\x0b\x32!.envoy.config.core.v3.HeaderValue\x1aZ\n\tEnvoyGrpc\x12\x14\n\x0c\x63luster_name\x18\x01 \x01(\t\x12\x37\n\x0cretry_policy\x18\x03 \x01(\x0b\x32!.envoy.config.core.v3.RetryPolicyB\x12\n\x10target_specifier\"\x18\n\x16\x41ggregatedConfigSource\"\x80\x03\n\x0f\x41piConfigSource\x12?\n\x08\x61pi_type\x18\x01 \x01(\x0e\x32-.envoy.config.core.v3.ApiConfigSource.ApiType\x12\x38\n\rgrpc_services\x18\x04 \x03(\x0b\x32!.envoy.config.core.v3.GrpcService\x12&\n\x1eset_node_on_first_message_only\x18\x07 \x01(\x08\x12?\n\x15transport_api_version\x18\x08 \x01(\x0e\x32 .envoy.config.core.v3.ApiVersion\"\x88\x01\n\x07\x41piType\x12)\n%DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE\x10\x00\x12\x08\n\x04REST\x10\x01\x12\x08\n\x04GRPC\x10\x02\x12\x0e\n\nDELTA_GRPC\x10\x03\x12\x13\n\x0f\x41GGREGATED_GRPC\x10\x05\x12\x19\n\x15\x41GGREGATED_DELTA_GRPC\x10\x06\"\xe0\x01\n\x0c\x43onfigSource\x12;\n\x03\x61\x64s\x18\x03 \x01(\x0b\x32,.envoy.config.core.v3.AggregatedConfigSourceH\x00\x12\x38\n\x15initial_fetch_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12>\n\x14resource_api_version\x18\x06 \x01(\x0e\x32 .envoy.config.core.v3.ApiVersionB\x19\n\x17\x63onfig_source_specifier\"\xbf\x03\n\x13HttpProtocolOptions\x12/\n\x0cidle_timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x37\n\x11max_headers_count\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12:\n\x17max_connection_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12o\n\x1fheaders_with_underscores_action\x18\x05 \x01(\x0e\x32\x46.envoy.config.core.v3.HttpProtocolOptions.HeadersWithUnderscoresAction\x12\x41\n\x1bmax_requests_per_connection\x18\x06 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"N\n\x1cHeadersWithUnderscoresAction\x12\t\n\x05\x41LLOW\x10\x00\x12\x12\n\x0eREJECT_REQUEST\x10\x01\x12\x0f\n\x0b\x44ROP_HEADER\x10\x02\"\xaf\x02\n\x14Http2ProtocolOptions\x12<\n\x16max_concurrent_streams\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12@\n\x1ainitial_stream_window_size\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x44\n\x1einitial_connection_window_size\x18\x04 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12Q\n-override_stream_error_on_invalid_http_message\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.BoolValue\"\xaa\x01\n\x18SubstitutionFormatString\x12.\n\x0bjson_format\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12>\n\x12text_format_source\x18\x05 \x01(\x0b\x32 .envoy.config.core.v3.DataSourceH\x00\x12\x14\n\x0c\x63ontent_type\x18\x04 \x01(\tB\x08\n\x06\x66ormat\"\x9d\x03\n\x0bHealthCheck\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x39\n\x13unhealthy_threshold\x18\x04 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x37\n\x11healthy_threshold\x18\x05 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12N\n\x11grpc_health_check\x18\x0b \x01(\x0b\x32\x31.envoy.config.core.v3.HealthCheck.GrpcHealthCheckH\x00\x12\x36\n\x13no_traffic_interval\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\'\n\x0fGrpcHealthCheck\x12\x14\n\x0cservice_name\x18\x01 \x01(\tB\x10\n\x0ehealth_checker*\x1e\n\nApiVersion\x12\x08\n\x04\x41UTO\x10\x00\x12\x06\n\x02V3\x10\x02*`\n\x0cHealthStatus\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07HEALTHY\x10\x01\x12\r\n\tUNHEALTHY\x10\x02\x12\x0c\n\x08\x44RAINING\x10\x03\x12\x0b\n\x07TIMEOUT\x10\x04\x12\x0c\n\x08\x44\x45GRADED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0exds/core.proto\x12\x14\x65nvoy.config.core.v3\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1egoogle/protobuf/wrappers.proto\x1a\x11xds/percent.proto\"\"\n\x04Pipe\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04mode\x18\x02 \x01(\r\"H\n\rSocketAddress\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x14\n\nport_value\x18\x03 \x01(\rH\x00\x42\x10\n\x0eport_specifier\"\x7f\n\x07\x41\x64\x64ress\x12=\n\x0esocket_address\x18\x01 \x01(\x0b\x32#.envoy.config.core.v3.SocketAddressH\x00\x12*\n\x04pipe\x18\x02 \x01(\x0b\x32\x1a.envoy.config.core.v3.PipeH\x00\x42\t\n\x07\x61\x64\x64ress\"\xb6\x01\n\x0cTcpKeepalive\x12\x36\n\x10keepalive_probes\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x34\n\x0ekeepalive_time\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x38\n\x12keepalive_interval\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"<\n\x04Node\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\x17\n\x0fuser_agent_name\x18\x06 \x01(\t\"\"\n\x0c\x43ontrolPlane\x12\x12\n\nidentifier\x18\x01 \x01(\t\"^\n\nDataSource\x12\x12\n\x08\x66ilename\x18\x01 \x01(\tH\x00\x12\x16\n\x0cinline_bytes\x18\x02 \x01(\x0cH\x00\x12\x17\n\rinline_string\x18\x03 \x01(\tH\x00\x42\x0b\n\tspecifier\"<\n\x0bHeaderValue\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x11\n\traw_value\x18\x03 \x01(\x0c\"?\n\tHeaderMap\x12\x32\n\x07headers\x18\x01 \x03(\x0b\x32!.envoy.config.core.v3.HeaderValue\"\xa7\x01\n\x08Metadata\x12K\n\x0f\x66ilter_metadata\x18\x01 \x03(\x0b\x32\x32.envoy.config.core.v3.Metadata.FilterMetadataEntry\x1aN\n\x13\x46ilterMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\"\x98\x02\n\x11HeaderValueOption\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32!.envoy.config.core.v3.HeaderValue\x12Q\n\rappend_action\x18\x03 \x01(\x0e\x32:.envoy.config.core.v3.HeaderValueOption.HeaderAppendAction\"}\n\x12HeaderAppendAction\x12\x1b\n\x17\x41PPEND_IF_EXISTS_OR_ADD\x10\x00\x12\x11\n\rADD_IF_ABSENT\x10\x01\x12\x1e\n\x1aOVERWRITE_IF_EXISTS_OR_ADD\x10\x02\x12\x17\n\x13OVERWRITE_IF_EXISTS\x10\x03\";\n\rRuntimeUInt32\x12\x15\n\rdefault_value\x18\x02 \x01(\r\x12\x13\n\x0bruntime_key\x18\x03 \x01(\t\"h\n\x18RuntimeFractionalPercent\x12\x37\n\rdefault_value\x18\x01 \x01(\x0b\x32 .envoy.type.v3.FractionalPercent\x12\x13\n\x0bruntime_key\x18\x02 \x01(\t\"\\\n\x0fTransportSocket\x12\x0c\n\x04name\x18\x01 \x01(\t\x12,\n\x0ctyped_config\x18\x03 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\r\n\x0b\x63onfig_type\"t\n\x0f\x42\x61\x63koffStrategy\x12\x30\n\rbase_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmax_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x7f\n\x0bRetryPolicy\x12=\n\x0eretry_back_off\x18\x01 \x01(\x0b\x32%.envoy.config.core.v3.BackoffStrategy\x12\x31\n\x0bnum_retries\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"\xa9\x02\n\x0bGrpcService\x12\x41\n\nenvoy_grpc\x18\x01 \x01(\x0b\x32+.envoy.config.core.v3.GrpcService.EnvoyGrpcH\x00\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12;\n\x10initial_metadata\x18\x05 \x03(\x0b\x32!.envoy.config.core.v3.HeaderValue\x1aZ\n\tEnvoyGrpc\x12\x14\n\x0c\x63luster_name\x18\x01 \x01(\t\x12\x37\n\x0cretry_policy\x18\x03 \x01(\x0b\x32!.envoy.config.core.v3.RetryPolicyB\x12\n\x10target_specifier\"\x18\n\x16\x41ggregatedConfigSource\"\x80\x03\n\x0f\x41piConfigSource\x12?\n\x08\x61pi_type\x18\x01 \x01(\x0e\x32-.envoy.config.core.v3.ApiConfigSource.ApiType\x12\x38\n\rgrpc_services\x18\x04 \x03(\x0b\x32!.envoy.config.core.v3.GrpcService\x12&\n\x1eset_node_on_first_message_only\x18\x07 \x01(\x08\x12?\n\x15transport_api_version\x18\x08 \x01(\x0e\x32 .envoy.config.core.v3.ApiVersion\"\x88\x01\n\x07\x41piType\x12)\n%DEPRECATED_AND_UNAVAILABLE_DO_NOT_USE\x10\x00\x12\x08\n\x04REST\x10\x01\x12\x08\n\x04GRPC\x10\x02\x12\x0e\n\nDELTA_GRPC\x10\x03\x12\x13\n\x0f\x41GGREGATED_GRPC\x10\x05\x12\x19\n\x15\x41GGREGATED_DELTA_GRPC\x10\x06\"\xe0\x01\n\x0c\x43onfigSource\x12;\n\x03\x61\x64s\x18\x03 \x01(\x0b\x32,.envoy.config.core.v3.AggregatedConfigSourceH\x00\x12\x38\n\x15initial_fetch_timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12>\n\x14resource_api_version\x18\x06 \x01(\x0e\x32 .envoy.config.core.v3.ApiVersionB\x19\n\x17\x63onfig_source_specifier\"\xbf\x03\n\x13HttpProtocolOptions\x12/\n\x0cidle_timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x37\n\x11max_headers_count\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12:\n\x17max_connection_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12o\n\x1fheaders_with_underscores_action\x18\x05 \x01(\x0e\x32\x46.envoy.config.core.v3.HttpProtocolOptions.HeadersWithUnderscoresAction\x12\x41\n\x1bmax_requests_per_connection\x18\x06 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\"N\n\x1cHeadersWithUnderscoresAction\x12\t\n\x05\x41LLOW\x10\x00\x12\x12\n\x0eREJECT_REQUEST\x10\x01\x12\x0f\n\x0b\x44ROP_HEADER\x10\x02\"\xaf\x02\n\x14Http2ProtocolOptions\x12<\n\x16max_concurrent_streams\x18\x02 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12@\n\x1ainitial_stream_window_size\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x44\n\x1einitial_connection_window_size\x18\x04 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12Q\n-override_stream_error_on_invalid_http_message\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.BoolValue\"\xaa\x01\n\x18SubstitutionFormatString\x12.\n\x0bjson_format\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x12>\n\x12text_format_source\x18\x05 \x01(\x0b\x32 .envoy.config.core.v3.DataSourceH\x00\x12\x14\n\x0c\x63ontent_type\x18\x04 \x01(\tB\x08\n\x06\x66ormat\"\x9d\x03\n\x0bHealthCheck\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x39\n\x13unhealthy_threshold\x18\x04 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12\x37\n\x11healthy_threshold\x18\x05 \x01(\x0b\x32\x1c.google.protobuf.UInt32Value\x12N\n\x11grpc_health_check\x18\x0b \x01(\x0b\x32\x31.envoy.config.core.v3.HealthCheck.GrpcHealthCheckH\x00\x12\x36\n\x13no_traffic_interval\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\'\n\x0fGrpcHealthCheck\x12\x14\n\x0cservice_name\x18\x01 \x01(\tB\x10\n\x0ehealth_checker*\x1e\n\nApiVersion\x12\x08\n\x04\x41UTO\x10\x00\x12\x06\n\x02V3\x10\x02*`\n\x0cHealthStatus\x12\x0b\n\x07UNKNOWN\x10\x00\x12\x0b\n\x07HEALTHY\x10\x01\x12\r\n\tUNHEALTHY\x10\x02\x12\x0c\n\x08\x44RAINING\x10\x03\x12\x0b\n\x07TIMEOUT\x10\x04\x12\x0c\n\x08\x44\x45GRADED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.core_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_APIVERSION']._serialized_start=3917
-  _globals['_APIVERSION']._serialized_end=3947
-  _globals['_HEALTHSTATUS']._serialized_start=3949
-  _globals['_HEALTHSTATUS']._serialized_end=4045
+  _globals['_METADATA_FILTERMETADATAENTRY']._loaded_options = None
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_options = b'8\001'
+  _globals['_APIVERSION']._serialized_start=4171
+  _globals['_APIVERSION']._serialized_end=4201
+  _globals['_HEALTHSTATUS']._serialized_start=4203
+  _globals['_HEALTHSTATUS']._serialized_end=4299
   _globals['_PIPE']._serialized_start=180
   _globals['_PIPE']._serialized_end=214
   _globals['_SOCKETADDRESS']._serialized_start=216
@@ -55,43 +57,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASOURCE']._serialized_start=702
   _globals['_DATASOURCE']._serialized_end=796
   _globals['_HEADERVALUE']._serialized_start=798
-  _globals['_HEADERVALUE']._serialized_end=839
-  _globals['_HEADERVALUEOPTION']._serialized_start=842
-  _globals['_HEADERVALUEOPTION']._serialized_end=1122
-  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_start=997
-  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_end=1122
-  _globals['_RUNTIMEUINT32']._serialized_start=1124
-  _globals['_RUNTIMEUINT32']._serialized_end=1183
-  _globals['_RUNTIMEFRACTIONALPERCENT']._serialized_start=1185
-  _globals['_RUNTIMEFRACTIONALPERCENT']._serialized_end=1289
-  _globals['_TRANSPORTSOCKET']._serialized_start=1291
-  _globals['_TRANSPORTSOCKET']._serialized_end=1383
-  _globals['_BACKOFFSTRATEGY']._serialized_start=1385
-  _globals['_BACKOFFSTRATEGY']._serialized_end=1501
-  _globals['_RETRYPOLICY']._serialized_start=1503
-  _globals['_RETRYPOLICY']._serialized_end=1630
-  _globals['_GRPCSERVICE']._serialized_start=1633
-  _globals['_GRPCSERVICE']._serialized_end=1930
-  _globals['_GRPCSERVICE_ENVOYGRPC']._serialized_start=1820
-  _globals['_GRPCSERVICE_ENVOYGRPC']._serialized_end=1910
-  _globals['_AGGREGATEDCONFIGSOURCE']._serialized_start=1932
-  _globals['_AGGREGATEDCONFIGSOURCE']._serialized_end=1956
-  _globals['_APICONFIGSOURCE']._serialized_start=1959
-  _globals['_APICONFIGSOURCE']._serialized_end=2343
-  _globals['_APICONFIGSOURCE_APITYPE']._serialized_start=2207
-  _globals['_APICONFIGSOURCE_APITYPE']._serialized_end=2343
-  _globals['_CONFIGSOURCE']._serialized_start=2346
-  _globals['_CONFIGSOURCE']._serialized_end=2570
-  _globals['_HTTPPROTOCOLOPTIONS']._serialized_start=2573
-  _globals['_HTTPPROTOCOLOPTIONS']._serialized_end=3020
-  _globals['_HTTPPROTOCOLOPTIONS_HEADERSWITHUNDERSCORESACTION']._serialized_start=2942
-  _globals['_HTTPPROTOCOLOPTIONS_HEADERSWITHUNDERSCORESACTION']._serialized_end=3020
-  _globals['_HTTP2PROTOCOLOPTIONS']._serialized_start=3023
-  _globals['_HTTP2PROTOCOLOPTIONS']._serialized_end=3326
-  _globals['_SUBSTITUTIONFORMATSTRING']._serialized_start=3329
-  _globals['_SUBSTITUTIONFORMATSTRING']._serialized_end=3499
-  _globals['_HEALTHCHECK']._serialized_start=3502
-  _globals['_HEALTHCHECK']._serialized_end=3915
-  _globals['_HEALTHCHECK_GRPCHEALTHCHECK']._serialized_start=3858
-  _globals['_HEALTHCHECK_GRPCHEALTHCHECK']._serialized_end=3897
+  _globals['_HEADERVALUE']._serialized_end=858
+  _globals['_HEADERMAP']._serialized_start=860
+  _globals['_HEADERMAP']._serialized_end=923
+  _globals['_METADATA']._serialized_start=926
+  _globals['_METADATA']._serialized_end=1093
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_start=1015
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_end=1093
+  _globals['_HEADERVALUEOPTION']._serialized_start=1096
+  _globals['_HEADERVALUEOPTION']._serialized_end=1376
+  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_start=1251
+  _globals['_HEADERVALUEOPTION_HEADERAPPENDACTION']._serialized_end=1376
+  _globals['_RUNTIMEUINT32']._serialized_start=1378
+  _globals['_RUNTIMEUINT32']._serialized_end=1437
+  _globals['_RUNTIMEFRACTIONALPERCENT']._serialized_start=1439
+  _globals['_RUNTIMEFRACTIONALPERCENT']._serialized_end=1543
+  _globals['_TRANSPORTSOCKET']._serialized_start=1545
+  _globals['_TRANSPORTSOCKET']._serialized_end=1637
+  _globals['_BACKOFFSTRATEGY']._serialized_start=1639
+  _globals['_BACKOFFSTRATEGY']._serialized_end=1755
+  _globals['_RETRYPOLICY']._serialized_start=1757
+  _globals['_RETRYPOLICY']._serialized_end=1884
+  _globals['_GRPCSERVICE']._serialized_start=1887
+  _globals['_GRPCSERVICE']._serialized_end=2184
+  _globals['_GRPCSERVICE_ENVOYGRPC']._serialized_start=2074
+  _globals['_GRPCSERVICE_ENVOYGRPC']._serialized_end=2164
+  _globals['_AGGREGATEDCONFIGSOURCE']._serialized_start=2186
+  _globals['_AGGREGATEDCONFIGSOURCE']._serialized_end=2210
+  _globals['_APICONFIGSOURCE']._serialized_start=2213
+  _globals['_APICONFIGSOURCE']._serialized_end=2597
+  _globals['_APICONFIGSOURCE_APITYPE']._serialized_start=2461
+  _globals['_APICONFIGSOURCE_APITYPE']._serialized_end=2597
+  _globals['_CONFIGSOURCE']._serialized_start=2600
+  _globals['_CONFIGSOURCE']._serialized_end=2824
+  _globals['_HTTPPROTOCOLOPTIONS']._serialized_start=2827
+  _globals['_HTTPPROTOCOLOPTIONS']._serialized_end=3274
+  _globals['_HTTPPROTOCOLOPTIONS_HEADERSWITHUNDERSCORESACTION']._serialized_start=3196
+  _globals['_HTTPPROTOCOLOPTIONS_HEADERSWITHUNDERSCORESACTION']._serialized_end=3274
+  _globals['_HTTP2PROTOCOLOPTIONS']._serialized_start=3277
+  _globals['_HTTP2PROTOCOLOPTIONS']._serialized_end=3580
+  _globals['_SUBSTITUTIONFORMATSTRING']._serialized_start=3583
+  _globals['_SUBSTITUTIONFORMATSTRING']._serialized_end=3753
+  _globals['_HEALTHCHECK']._serialized_start=3756
+  _globals['_HEALTHCHECK']._serialized_end=4169
+  _globals['_HEALTHCHECK_GRPCHEALTHCHECK']._serialized_start=4112
+  _globals['_HEALTHCHECK_GRPCHEALTHCHECK']._serialized_end=4151
 # @@protoc_insertion_point(module_scope)

@@ -8,9 +8,9 @@ from sqlalchemy import Row
 
 from registry.access.policy import ACCOUNT_SCOPES, is_live, scopes_of_key
 from registry.access.types import AccountRole, ActorKind, Principal
-from registry.database import Database
 from registry.schema import keys, sessions, users
 from registry.seals import Seals, select_checked
+from runtime.database import Database
 from runtime.ids import ModelName, TenantId
 
 

@@ -23,9 +23,9 @@ from registry.accounts.sql import AccountSql
 from registry.accounts.types import KeyWish, Tenant
 from registry.audit.trail import AuditTrail
 from registry.audit.types import AuditNote
-from registry.database import Database
 from registry.threads import in_thread, opened_in_thread
 from runtime.clock import Clock
+from runtime.database import Database
 from runtime.errors import FailedPrecondition
 from runtime.identity import write_secret
 from runtime.ids import DEFAULT_TENANT

@@ -24,9 +24,9 @@ from registry.accounts.sql import AccountSql
 from registry.accounts.types import AccountsFull, ApiKey, KeyEnded, KeyUnknown, KeyWish, TenantUnknown
 from registry.audit.trail import AuditTrail
 from registry.audit.types import note_of
-from registry.database import Database
 from registry.notices.outbox import NoticeKind, tell
 from runtime.clock import Clock
+from runtime.database import Database
 from runtime.errors import InvalidArgument
 from runtime.ids import KeyId, TenantId
 

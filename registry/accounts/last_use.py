@@ -15,8 +15,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from registry.accounts.policy import to_the_minute
 from registry.accounts.sql import AccountSql
-from registry.database import Database, DatabaseUnavailable
 from runtime.clock import Clock
+from runtime.database import Database, DatabaseUnavailable
 from runtime.ids import KeyId
 
 EVERY_S = 10.0

@@ -18,8 +18,8 @@ from registry.accounts.tenants import Tenants
 from registry.accounts.users import Users
 from registry.audit.bounded import BoundedTrail
 from registry.audit.trail import AuditTrail
-from registry.database import Database
 from runtime.clock import Clock
+from runtime.database import Database
 from runtime.ids import KeyId, TenantId, UserId
 
 SERVICE = "penstock.registry.v1.AccountService"

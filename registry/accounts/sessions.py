@@ -27,8 +27,8 @@ from registry.accounts.types import LoginRefused, LoginThrottled, NoSession, Pas
 from registry.audit.bounded import BoundedTrail
 from registry.audit.trail import AuditTrail
 from registry.audit.types import AuditNote, AuditOutcome, note_of
-from registry.database import Database
 from runtime.clock import Clock
+from runtime.database import Database
 from runtime.ids import UserId
 
 NAME_ATTEMPTS, NAME_ATTEMPTS_PER_S = 10, 1 / 30

@@ -10,8 +10,8 @@ from registry.accounts.sql import AccountSql
 from registry.accounts.types import AccountsFull, Tenant, TenantExists
 from registry.audit.trail import AuditTrail
 from registry.audit.types import note_of
-from registry.database import Database
 from runtime.clock import Clock
+from runtime.database import Database
 from runtime.errors import InvalidArgument
 from runtime.ids import TenantId
 

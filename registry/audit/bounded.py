@@ -16,9 +16,9 @@ from registry.access.throttle import Throttle
 from registry.access.types import ActorKind, Principal
 from registry.audit.trail import AuditTrail
 from registry.audit.types import AuditNote, AuditOutcome, note_of
-from registry.database import DatabaseUnavailable
 from registry.seals import RowAltered
 from runtime.clock import Clock
+from runtime.database import DatabaseUnavailable
 from runtime.errors import PenstockError
 
 BURST = 20

@@ -14,9 +14,9 @@ from registry.audit.policy import incident_faults, wish_faults
 from registry.audit.sql import AuditSql
 from registry.audit.trail import AuditTrail
 from registry.audit.types import AuditOutcome, IncidentsTooMany, note_of
-from registry.database import Database
 from registry.seals import Seals
 from runtime.clock import Clock
+from runtime.database import Database
 from runtime.errors import InvalidArgument
 from runtime.ids import TenantId
 

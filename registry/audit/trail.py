@@ -6,10 +6,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from registry.audit.policy import shown
 from registry.audit.types import AuditNote
-from registry.database import Database
 from registry.schema import audit
 from registry.seals import Seals, insert_sealed
 from runtime.clock import Clock
+from runtime.database import Database
 
 
 class AuditTrail:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from registry.access.door import Door
 from registry.audit.trail import AuditTrail
-from registry.database import Database
 from registry.files.codec import files_of_manifest
 from registry.files.completion import Completion
 from registry.files.data_keys import DataKeys
@@ -23,6 +22,7 @@ from registry.files.types import FileLimits
 from registry.files.uploads import Uploads
 from registry.seals import Seals
 from runtime.clock import Clock
+from runtime.database import Database
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,12 @@ from sqlalchemy import Column, ColumnElement, LargeBinary, Row, Table, and_, bin
 from registry.access.types import ActorKind, Principal
 from registry.audit.trail import AuditTrail
 from registry.audit.types import AuditNote, AuditOutcome, note_of
-from registry.database import Database
 from registry.files.data_keys import DataKeyAltered, DataKeys, WrappedKey
 from registry.master_keys import ID_BYTES
 from registry.schema import files, metadata, uploads
 from registry.seals import RowAltered, Seals
 from registry.threads import in_thread
+from runtime.database import Database
 from runtime.errors import Code, PenstockError, Unavailable
 
 BATCH_ROWS = 200

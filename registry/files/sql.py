@@ -16,7 +16,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from registry.audit.trail import AuditTrail
 from registry.audit.types import AuditNote
-from registry.database import Database, DatabaseBusy
 from registry.files.data_keys import WrappedKey
 from registry.files.errors import UploadRefused, UploadUnknown
 from registry.files.layout import Layout
@@ -36,6 +35,7 @@ from registry.files.types import (
 )
 from registry.schema import file_owners, files, models, tenants, upload_parts, uploads, versions
 from registry.seals import Seals, select_checked, update_sealed
+from runtime.database import Database, DatabaseBusy
 from runtime.errors import NotFound
 from runtime.ids import Digest, ModelName, TenantId
 

@@ -12,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from registry.audit.trail import AuditTrail
 from registry.audit.types import AuditNote
-from registry.database import Database
 from registry.files.collection import FileFacts, FileVerdict, is_stale_upload
 from registry.files.types import FileLimits, ObjectId, UploadId
 from registry.schema import file_owners, files, models, uploads, version_files, versions
+from runtime.database import Database
 from runtime.ids import Digest, TenantId
 
 PAGE_ROWS = 200

@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from registry.database import Database
 from registry.files.errors import CollectionBusy
+from runtime.database import Database
 
 _COLLECTION_LOCK = 7_366_736_476  # any number that nobody else of the registry takes
 

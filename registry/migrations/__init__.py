@@ -1,1 +1,1 @@
-"""How a registry database came to be what `schema.py` says. Run by `database.py`, never by hand."""
+"""How a registry database came to be what `schema.py` says. Run by `runtime.database`, never by hand."""

@@ -17,7 +17,6 @@ from registry.access.types import Principal, Scope
 from registry.audit.bounded import BoundedTrail
 from registry.audit.trail import AuditTrail
 from registry.audit.types import AuditOutcome, note_of
-from registry.database import Database
 from registry.models import codec
 from registry.models.catalogue import Catalogue
 from registry.models.policy import MAX_MANIFEST_BYTES, tenant_faults
@@ -29,6 +28,7 @@ from registry.models.types import STABLE
 from registry.seals import Seals
 from registry.threads import in_thread
 from runtime.clock import Clock
+from runtime.database import Database
 from runtime.errors import InvalidArgument
 from runtime.identity import node_id_of
 from runtime.ids import DEFAULT_TENANT, ModelName, NodeId, TenantId

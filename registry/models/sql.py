@@ -16,7 +16,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from registry.audit.trail import AuditTrail
 from registry.audit.types import AuditNote
-from registry.database import Database
 from registry.models.rows import alias_of, alias_row, model_of, move_of, signer_of, version_of
 from registry.models.types import (
     AliasMove,
@@ -31,6 +30,7 @@ from registry.models.types import (
 from registry.notices.outbox import NoticeKind, tell
 from registry.schema import alias_moves, aliases, file_owners, files, models, signers, tenants, version_files, versions
 from registry.seals import RowAltered, Seals, insert_sealed, select_checked, update_sealed
+from runtime.database import Database
 from runtime.ids import Digest, ModelName, NodeId, TenantId
 
 _AT_ONCE = 500

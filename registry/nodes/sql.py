@@ -16,12 +16,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from registry.audit.trail import AuditTrail
 from registry.audit.types import AuditNote
-from registry.database import Database
 from registry.nodes.policy import TOKEN_KEPT_MS, revoked
 from registry.nodes.types import JoinToken, JoinTokensTooMany, Node
 from registry.notices.outbox import NoticeKind, tell
 from registry.schema import join_tokens, nodes, tenants
 from registry.seals import Seals, insert_sealed, select_checked
+from runtime.database import Database
 from runtime.errors import NotFound, PenstockError
 from runtime.identity import Role
 from runtime.ids import NodeId, TenantId

@@ -19,7 +19,6 @@ import structlog
 from registry.access.types import ActorKind
 from registry.audit.trail import AuditTrail
 from registry.audit.types import AuditNote, AuditOutcome
-from registry.database import Database
 from registry.notices.marks import Marks
 from registry.notices.outbox import NoticeKind
 from registry.notices.policy import Verdict, judge
@@ -29,6 +28,7 @@ from registry.notices.types import Subject, Told, Truth, Waiting
 from registry.seals import RowAltered, Seals
 from runtime.backoff import Backoff, sleep_unless
 from runtime.clock import Clock
+from runtime.database import Database
 from runtime.errors import Code, PenstockError
 from runtime.identity import NodeIdentity
 from runtime.ids import REGISTRY_PREFIX, KeyId, NodeId

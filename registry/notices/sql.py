@@ -13,12 +13,12 @@ from typing import Any
 from sqlalchemy import Row, Table, delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from registry.database import Database
 from registry.notices.outbox import NoticeKind
 from registry.notices.types import Subject, Truth, Waiting
 from registry.schema import aliases, models, nodes, outbox, signers, versions
 from registry.seals import RowAltered, Seals, select_checked
 from registry.threads import in_thread
+from runtime.database import Database
 from runtime.ids import Digest, ModelName, ModelVersion, NodeId, TenantId
 from runtime.notices import AliasTarget, ModelNotice, NodeNotice, PendingTarget, model_payload, node_payload
 

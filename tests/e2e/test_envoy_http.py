@@ -95,7 +95,7 @@ async def test_the_official_client_reads_the_errors(edge: tuple[EdgeUnderTest, S
             await made.chat.completions.create(model="m", messages=[], extra_body={"do": "raise"})
         assert limited.value.code == "resource_exhausted"
         with pytest.raises(openai.NotFoundError) as unknown:
-            await made.batches.list()
+            await made.fine_tuning.jobs.list()
         assert unknown.value.code == "unknown_url"
     assert edge[1].metadata["authorization"] == "Bearer key"
 

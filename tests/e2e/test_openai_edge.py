@@ -17,12 +17,16 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 from xds import discovery_pb2_grpc
 
+from gateway.jobs.servicer import SERVICE as JOBS
+from gateway.jobs.servicer import JobServicer
+from gateway.openai.peers import BatchesClient, FilesClient
 from gateway.openai.servicer import SERVICE, OpenAIServicer
-from gateway.routing import FleetFull
+from gateway.refusals import FleetFull
 from gateway.xds.servicer import SERVICE as DISCOVERY
 from gateway.xds.types import Endpoint
 from runtime.errors import Unavailable
 from runtime.serving import Listen, Register, serving
+from tests.gateway.jobs.scheduler import MemoryScheduler, kept_by
 from tests.gateway.openai.mesh import LIMITED, PUBLISHED_AT_S, SECRET, SmallMesh, piece, small_mesh
 from tests.support.edge import edge_under_test
 from tests.support.envoy import LOOPBACK
@@ -43,13 +47,14 @@ class OpenEdge:
 @pytest.fixture
 async def edge(tmp_path: Path) -> AsyncIterator[OpenEdge]:
     mesh = small_mesh()
-    async with edge_under_test(tmp_path) as made:
+    async with kept_by(MemoryScheduler()) as schedulers, edge_under_test(tmp_path) as made:
         registers: list[Register] = [
-            OpenAIServicer(mesh).register,
+            OpenAIServicer(mesh, FilesClient(schedulers), BatchesClient(schedulers)).register,
+            JobServicer(mesh, schedulers).register,
             partial(discovery_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server, made.discovery),
         ]
         listen = Listen(LOOPBACK, 0, made.identity)
-        server = serving([listen], registers, (SERVICE, DISCOVERY), drain_grace_s=0.2)
+        server = serving([listen], registers, (SERVICE, JOBS, DISCOVERY), drain_grace_s=0.2)
         running = await made.stack.enter_async_context(server)
         gateway = Endpoint(LOOPBACK, running.ports[0])
         made.publish(gateway)
@@ -189,3 +194,55 @@ async def test_a_long_conversation(edge: OpenEdge) -> None:
         await client.chat.completions.create(model="sums", messages=long)
         assert time.monotonic() - started_s < 10
     assert len(edge.mesh.router.asked[0].chat.messages[0].content) == 3_000_000
+
+
+async def test_files_and_batches(edge: OpenEdge) -> None:
+    async with edge.client() as client:
+        lines = b'{"custom_id":"a"}\n' * 50_000
+        made = await client.files.create(file=("in.jsonl", lines), purpose="batch")
+        assert (made.bytes, made.filename, made.status) == (len(lines), "in.jsonl", "processed")
+        kept = await client.files.create(file=b"{}", purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600})
+        assert kept.expires_at == kept.created_at + 3600
+        assert [file.id async for file in client.files.list(limit=1, order="asc")] == [made.id, kept.id]
+        assert (await client.files.retrieve(made.id)).id == made.id
+        assert (await client.files.content(made.id)).content == lines
+        batch = await client.batches.create(
+            input_file_id=made.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"night": "1"}
+        )
+        assert (batch.status, batch.metadata) == ("validating", {"night": "1"})
+        assert (await client.batches.retrieve(batch.id)).input_file_id == made.id
+        assert [each.id async for each in client.batches.list(limit=1)] == [batch.id]
+        assert (await client.batches.cancel(batch.id)).status == "cancelling"
+        assert (await client.files.delete(made.id)).deleted
+        with pytest.raises(openai.NotFoundError) as gone:
+            await client.files.content(made.id)
+        assert (gone.value.code, gone.value.param) == ("file_not_found", "file_id")
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.files.create(file=b"{}", purpose="fine-tune")
+        assert refused.value.param == "purpose"
+
+
+async def test_jobs_as_json(edge: OpenEdge) -> None:
+    edge.mesh.targets._enforced = False  # whose models they are is told by notices, and not what this is about
+    headers = {"authorization": f"Bearer {SECRET}"}
+    async with httpx.AsyncClient(base_url=edge.url, headers=headers, timeout=20) as client:
+        body = base64.b64encode(b'{"model":"sums","messages":[{"role":"user","content":"?"}]}').decode()
+        call = {"http": {"path": "/v1/chat/completions", "body": body}}
+        made = (await client.post("/v1/jobs", json={"call": call, "idempotency_key": "n"})).json()["job"]
+        assert (made["state"], made["owner"]["tenant"]) == ("JOB_STATE_QUEUED", "acme")
+        job = f"/v1/jobs/{made['job_id']}"
+        assert (await client.get(job)).json()["job"]["job_id"] == made["job_id"]
+        assert len((await client.get("/v1/jobs")).json()["jobs"]) == 1
+        async with client.stream("GET", f"{job}:watch") as watching:
+            changes = watching.aiter_text()
+            assert '"JOB_STATE_QUEUED"' in await anext(changes)
+            assert (await client.post(f"{job}:cancel", json={})).json()["job"]["state"] == "JOB_STATE_CANCELLED"
+            assert '"JOB_STATE_CANCELLED"' in "".join([change async for change in changes])
+        assert (await client.get("/v1/dead-letters")).json() == {}
+        assert (await client.post("/v1/dead-letters:replay", json={})).json() == {}
+        unknown = await client.get("/v1/jobs/nothing")
+        assert (unknown.status_code, unknown.json()["error"]["type"]) == (404, "invalid_request_error")
+        stranger = await client.get(job, headers={"authorization": "Bearer sk-wrong"})
+        assert stranger.status_code == 401
+        inner = await client.post("/penstock.scheduler.v1.FleetService/WatchFleet", json={})
+        assert inner.status_code == 404

@@ -35,6 +35,7 @@ from tests.fuzz.choices import Choices
 from tests.fuzz.messages import execute_request, generate_request, infer_request, manifest, presence, spoilt
 from tests.fuzz.model_toml import model_toml
 from tests.fuzz.process import BUGS, LIMITS, Worker, worker
+from tests.fuzz.scheduler_targets import SCHEDULER_TARGETS
 from worker.datatypes import DATATYPES
 from worker.engines.upstream.sse import EventReader
 from worker.execute.execution_stream import ExecuteStream
@@ -174,6 +175,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "orders": fuzz_orders,
     "head": fuzz_head,
     "events": fuzz_events,
+    **SCHEDULER_TARGETS,
 }
 
 

@@ -12,6 +12,7 @@ import structlog.testing
 from inference import grpc_service_pb2 as pb
 from penstock.registry.v1 import models_pb2
 from penstock.worker.v1 import presence_pb2, worker_pb2
+from xds import external_processor_pb2
 
 from runtime.errors import InvalidArgument
 from runtime.identity import Authority, Role
@@ -19,6 +20,7 @@ from runtime.ids import Digest
 from runtime.model_folder import ModelFolderRefused, read_model_folder
 from runtime.records import RecordRefused, RecordVerifier, sign_record
 from tests.fuzz.process import Worker, close_worker, worker
+from tests.fuzz.scheduler_targets import Passing
 from tests.fuzz.test_servers import opened
 from worker.engine import ModelRefused
 from worker.spec import spec_of
@@ -105,3 +107,20 @@ def test_a_stream_cancelled_in_the_midst_of_its_answers_is_no_bug_of_ours(here: 
     with structlog.testing.capture_logs() as logged:
         here.run(leave_early())
     assert [entry for entry in logged if entry["log_level"] == "error"] == []
+
+
+def test_an_envoy_that_tells_of_its_request_twice_leaves_nothing_reserved() -> None:
+    headers = external_processor_pb2.ProcessingRequest()
+    headers.request_headers.headers.headers.add(key="x-gateway-model-name", raw_value=b"digits")
+    passing = Passing()
+    for _ in range(3):
+        passing.passage.answer(headers)
+        assert passing.in_flight == 1
+    passing.passage.close()
+    assert passing.in_flight == 0
+
+
+def test_a_status_of_more_digits_than_python_reads() -> None:
+    headers = external_processor_pb2.ProcessingRequest()
+    headers.response_headers.headers.headers.add(key=":status", raw_value=b"9" * 5_000)
+    Passing().passage.answer(headers)

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc.aio
 from inference import grpc_service_pb2 as pb
@@ -23,7 +23,9 @@ from gateway.kserve.repository import Repository, RepositorySettings
 from gateway.kserve.servicer import SERVICE, KServeServicer
 from gateway.mesh import Mesh
 from gateway.metrics import GatewayMetrics
+from gateway.regions import Regions
 from gateway.routing import Router, RoutingSettings
+from gateway.schedulers import Schedulers
 from gateway.targets import Targets
 from gateway.types import FleetNews
 from placement.types import Strategy, Worker
@@ -53,6 +55,10 @@ def key_table() -> dict[bytes, KeyFacts]:
         _digest(STRANGER): KeyFacts(KeyId("stranger"), TenantId("u"), admin=True),
         _digest(AUDITOR): KeyFacts(KeyId("auditor"), tenant, may_infer=False),
     }
+
+
+def _no_scheduler(address: str) -> NoReturn:
+    raise AssertionError(f"{address} is no scheduler of this test")
 
 
 class StubWorker(rpc.GRPCInferenceServiceServicer):
@@ -115,6 +121,7 @@ async def gateway_under_test(
     load_wait_s: float = 5.0,
     stream_in_flight: int = 4,
     message_bytes: int = 1_000_000,
+    header_allowed: bool = False,
 ) -> AsyncIterator[GatewayUnderTest]:
     made: dict[str, FakeLink] = {} if links is None else links
     clock, registry, directory, repository = SystemClock(), CollectorRegistry(), FakeDirectory(key_table()), FakeRepository()
@@ -145,6 +152,8 @@ async def gateway_under_test(
             repository,  # type: ignore[arg-type]
             metrics,
             board or NoticeBoard(),
+            Schedulers([], _no_scheduler, LOCAL, clock),
+            Regions(LOCAL, fleet.regions, header_allowed=header_allowed),
         )
         servicer = KServeServicer(mesh, stream_in_flight=stream_in_flight)
         async with serving([Listen("127.0.0.1", 0)], [servicer.register], [SERVICE], limits=limits, drain_grace_s=0.1) as outer:

@@ -1,15 +1,18 @@
-"""What a gateway depends on, in memory: a fleet that is told by hand, keys, publications, and links without a network."""
+"""What a gateway depends on, in memory: a fleet that is told by hand, schedulers, keys, publications, links
+without a network."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from gateway.admission import KeyFacts
 from gateway.links.types import CallContext, LinkLoad, Method
-from gateway.types import FleetNews, PublishedVersion
-from placement.assign import Placement
+from gateway.types import CapacityAsk, DemandReport, FleetNews, Held, PublishedVersion
+from placement.copies.assign import Placement
 from placement.types import Copy, CopyState, Worker
 from runtime.errors import NotFound, PenstockError, Unavailable
 from runtime.ids import Digest, ModelName, ModelVersion, Region, TenantId, WorkerId
@@ -23,12 +26,14 @@ def copy_of(model: str, version: str = "1", state: CopyState = CopyState.READY, 
     return Copy(ModelName(model), ModelVersion(version), DIGEST, state, reason, task)
 
 
-def worker_of(worker_id: str, *copies: Copy, address: str = "127.0.0.1:1", max_in_flight: int = 8) -> Worker:
-    return Worker(WorkerId(worker_id), LOCAL, address, frozenset(), copies, max_in_flight)
+def worker_of(
+    worker_id: str, *copies: Copy, address: str = "127.0.0.1:1", max_in_flight: int = 8, region: str = LOCAL
+) -> Worker:
+    return Worker(WorkerId(worker_id), Region(region), address, frozenset(), copies, max_in_flight)
 
 
-def wish_of(model: str, copies: int = 1, version: str = "1") -> Placement:
-    return Placement(ModelName(model), ModelVersion(version), DIGEST, LOCAL, copies, 1)
+def wish_of(model: str, copies: int = 1, version: str = "1", region: str = LOCAL, max_copies: int = 0) -> Placement:
+    return Placement(ModelName(model), ModelVersion(version), DIGEST, Region(region), copies, 1, max_copies)
 
 
 @dataclass
@@ -54,6 +59,74 @@ class FakeSource:
 
 
 @dataclass
+class FakeScheduler:
+    """One of several: says what is put in, answers asks by `answer`, and takes reports unless it is away."""
+
+    address: str
+    news: asyncio.Queue[FleetNews | PenstockError] = field(default_factory=asyncio.Queue)
+    watched: list[str] = field(default_factory=list)
+    is_reachable: bool = True
+    answer: Callable[[CapacityAsk], Held] | PenstockError = field(default_factory=lambda: Unavailable("leads nothing"))
+    gate: asyncio.Event | None = None
+    """Asks wait for it."""
+    asks: list[CapacityAsk] = field(default_factory=list)
+    withdrawn: int = 0
+    placed: list[Placement] = field(default_factory=list)
+    refuses: PenstockError | None = None
+    reports: list[DemandReport] = field(default_factory=list)
+    away: bool = False
+    tried: int = 0
+    channel: Any = field(default_factory=lambda: FakeChannel())
+
+    async def watch(self, region: Region) -> AsyncGenerator[FleetNews, None]:
+        self.watched.append(region)
+        while True:
+            told = await self.news.get()
+            if isinstance(told, PenstockError):
+                raise told
+            yield told
+
+    async def place(self, placement: Placement) -> Placement:
+        if self.refuses is not None:
+            raise self.refuses
+        self.placed.append(placement)
+        return placement
+
+    async def reachable(self, timeout_s: float) -> bool:
+        self.tried += 1
+        return self.is_reachable
+
+    async def await_capacity(self, ask: CapacityAsk) -> Held:
+        self.asks.append(ask)
+        try:
+            if self.gate is not None:
+                await self.gate.wait()
+        except asyncio.CancelledError:
+            self.withdrawn += 1
+            raise
+        if isinstance(self.answer, PenstockError):
+            raise self.answer
+        return self.answer(ask)
+
+    @asynccontextmanager
+    async def reporting(self) -> AsyncIterator[Callable[[DemandReport], Awaitable[None]]]:
+        async def write(report: DemandReport) -> None:
+            if self.away:
+                raise Unavailable("the scheduler is away")
+            self.reports.append(report)
+
+        yield write
+
+
+@dataclass
+class FakeChannel:
+    closed: bool = False
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@dataclass
 class FakeLink:
     """A worker behind no network. `script` is played call by call, the last one for ever; without one it echoes."""
 
@@ -63,6 +136,7 @@ class FakeLink:
     in_flight: int = 0
     load: LinkLoad = field(default_factory=LinkLoad)
     last_failure: str = ""
+    rtt_ms: float = 0.0
     gate: asyncio.Event | None = None
     """Calls wait for it."""
     connected: asyncio.Event = field(default_factory=asyncio.Event)

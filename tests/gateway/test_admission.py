@@ -15,7 +15,7 @@ from gateway.admission import (
     TokenBucket,
     secret_of,
 )
-from gateway.retries import WINDOW_S, RetryBudget
+from placement.routing.retry_budget import WINDOW_S, RetryBudget
 from runtime.ids import KeyId, TenantId
 
 

@@ -15,7 +15,7 @@ from inference import grpc_service_pb2 as pb
 
 from gateway.kserve.servicer import SERVICE
 from gateway.types import FleetNews
-from placement.assign import Placement
+from placement.copies.assign import Placement
 from placement.types import CopyState
 from runtime.errors import Unavailable
 from runtime.status import DETAILS_KEY

@@ -22,7 +22,7 @@ from gateway.kserve.overrides import Overrides
 from gateway.kserve.repository import Repository, RepositorySettings
 from gateway.publisher import KnownModel, Publisher, number_after
 from gateway.types import FleetNews, PublishedVersion
-from placement.assign import Placement
+from placement.copies.assign import Placement
 from registry.access.door import NodeDoor
 from registry.audit.bounded import BoundedTrail
 from registry.models.servicer import ModelServicer

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 import pytest
-from prometheus_client import CollectorRegistry
 
-from gateway.fleet import Fleet
 from gateway.links.types import CallContext, LinkLoad, LinkLost, Method
-from gateway.metrics import GatewayMetrics
-from gateway.retries import RetryBudget
-from gateway.routing import FleetFull, ModelCold, ModelUnknown, Router, RoutingSettings, WorkersUnreachable
-from placement.types import CopyState, Request, Strategy, Worker
-from runtime.clock import SystemClock
+from gateway.refusals import FleetFull, ModelCold, ModelUnknown, WorkersUnreachable
+from placement.routing.retry_budget import RetryBudget
+from placement.types import CopyState, Request
 from runtime.errors import (
     DeadlineExceeded,
     InvalidArgument,
@@ -27,58 +20,9 @@ from runtime.errors import (
     UpstreamBusy,
     UpstreamUnavailable,
 )
-from runtime.ids import ModelName, ModelVersion, WorkerId
-from tests.gateway.fakes import FakeLink, FakeSource, copy_of, wish_of, worker_of
-
-M = Request(ModelName("m"))
-CALL = CallContext()
-
-
-@dataclass
-class Routed:
-    fleet: Fleet
-    router: Router
-    source: FakeSource
-    links: dict[str, FakeLink]
-    registry: CollectorRegistry
-
-    async def told(self, *workers: Worker, wishes: tuple[str, ...] = ()) -> None:
-        changed = self.fleet.changed
-        self.source.tell(*workers, wishes=[wish_of(model) for model in wishes])
-        await changed.wait()
-
-    def in_flight(self) -> dict[str, int]:
-        return {who: self.fleet.state.load_of(self.fleet.view, WorkerId(who)).in_flight for who in self.links}
-
-
-@asynccontextmanager
-async def routed(
-    *workers: Worker,
-    cold_wait_s: float = 5.0,
-    budget: RetryBudget | None = None,
-    links: dict[str, FakeLink] | None = None,
-) -> AsyncIterator[Routed]:
-    made = {} if links is None else links
-    source, registry = FakeSource(), CollectorRegistry()
-
-    def open_link(worker: Worker) -> FakeLink:
-        return made.setdefault(worker.worker_id, FakeLink(worker.address))
-
-    fleet = Fleet(source, open_link, SystemClock())
-    settings = RoutingSettings(Strategy.ROUND_ROBIN, cold_wait_s)
-    routed = Routed(fleet, Router(fleet, GatewayMetrics(registry), settings, budget), source, made, registry)
-    following = asyncio.create_task(fleet.run())
-    try:
-        if workers:
-            await routed.told(*workers)
-        yield routed
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-
-
-def pair() -> tuple[Worker, Worker]:
-    return worker_of("a", copy_of("m")), worker_of("b", copy_of("m"))
+from runtime.ids import ModelName, ModelVersion
+from tests.gateway.fakes import FakeLink, copy_of, worker_of
+from tests.gateway.routed import CALL, M, pair, routed
 
 
 @pytest.mark.parametrize("error", [LinkLost("gone"), Unavailable("draining"), ResourceExhausted("full"), NotFound("unloaded")])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from gateway.admission import EVERYBODY, KeyFacts
-from gateway.routing import ModelUnknown
+from gateway.refusals import ModelUnknown
 from gateway.targets import NoticeMissing, Targets
 from gateway.versions import VersionGone
 from placement.types import Copy, Worker

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from runtime.ids import ModelName, TenantId, WorkerId, model_notice_key
 from runtime.notices import ModelNotice, model_payload
 from runtime.records import sign_record
 from runtime.serving import Listen, serving
+from runtime.status import error_of
 from tests.support.etcd import EtcdServer, running_etcd
 from worker.execute.execution import SERVICE as WORKER_SERVICE
 from worker.execute.execution import Execution
@@ -60,11 +62,18 @@ Registry.__abstractmethods__ = frozenset()
 
 
 class Scheduler(scheduler_pb2_grpc.FleetServiceServicer):
-    """Tells the fleet it is given."""
+    """Tells the fleet it is given, hears what is reported, and gives the places out that it is told to."""
 
     def __init__(self) -> None:
         self.fleet: dict[str, presence_pb2.Presence] = {}
+        self.policy = scheduler_pb2.RoutingPolicy()
+        self.leaders = scheduler_pb2.LeaderList()
         self.changed = asyncio.Condition()
+        self.reports: list[scheduler_pb2.ReportDemandRequest] = []
+        self.asks: list[scheduler_pb2.AwaitCapacityRequest] = []
+        self.place: asyncio.Future[scheduler_pb2.AwaitCapacityResponse] = asyncio.get_running_loop().create_future()
+        self.withdrawn = 0
+        self.watchers = 0
 
     async def tell(self, *workers: presence_pb2.Presence) -> None:
         async with self.changed:
@@ -72,13 +81,35 @@ class Scheduler(scheduler_pb2_grpc.FleetServiceServicer):
             self.changed.notify_all()
 
     async def WatchFleet(self, request: Any, context: Any) -> None:  # type: ignore[override]
+        self.watchers += 1
         async with self.changed:
             while True:
                 everything = scheduler_pb2.PlacementList()
                 await context.write(
-                    scheduler_pb2.WatchFleetResponse(snapshot=True, workers=self.fleet.values(), placements=everything)
+                    scheduler_pb2.WatchFleetResponse(
+                        snapshot=True,
+                        workers=self.fleet.values(),
+                        placements=everything,
+                        routing_policy=self.policy,
+                        leaders=self.leaders,
+                    )
                 )
                 await self.changed.wait()
+
+    async def ReportDemand(self, request: Any, context: Any) -> scheduler_pb2.ReportDemandResponse:
+        async for report in request:
+            self.reports.append(report)
+        return scheduler_pb2.ReportDemandResponse()
+
+    async def AwaitCapacity(
+        self, request: scheduler_pb2.AwaitCapacityRequest, context: Any
+    ) -> scheduler_pb2.AwaitCapacityResponse:
+        self.asks.append(request)
+        try:
+            return await asyncio.shield(self.place)
+        except asyncio.CancelledError:
+            self.withdrawn += 1
+            raise
 
 
 Scheduler.__abstractmethods__ = frozenset()
@@ -123,14 +154,14 @@ class Member:
     server: grpc.aio.Server
     execution: Execution
 
-    def presence(self, *models: str) -> presence_pb2.Presence:
+    def presence(self, *models: str, max_in_flight: int = 64) -> presence_pb2.Presence:
         copies = [worker_pb2.ModelCopy(model=each, version="1", digest="d" * 64, state=READY, task="tensor") for each in models]
         return presence_pb2.Presence(
             worker_id=self.identity.node_id,
             region="local",
             address=f"127.0.0.1:{self.port}",
             models=copies,
-            max_in_flight=64,
+            max_in_flight=max_in_flight,
         )
 
 
@@ -139,10 +170,15 @@ class MeshUnderTest:
     authority: Authority
     folder: Path
     stack: AsyncExitStack
-    scheduler: Scheduler
+    schedulers: list[Scheduler]
     registry: Registry
+    scheduler_servers: list[grpc.aio.Server]
     ports: dict[str, int] = field(default_factory=dict)
     channel: Any = None
+
+    @property
+    def scheduler(self) -> Scheduler:
+        return self.schedulers[0]
 
     async def worker(self, name: str) -> Member:
         identity, engine = self.authority.enrol(self.folder / name, Role.WORKER), Engine()
@@ -154,55 +190,73 @@ class MeshUnderTest:
         )
         return Member(engine, identity, running.ports[0], running.server, execution)
 
-    async def infer(self, model: str = "m", *, key: str = KEY, timeout: float = 10, body: bytes = b"") -> bytes:
+    async def infer(
+        self,
+        model: str = "m",
+        *,
+        key: str = KEY,
+        timeout: float = 10,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+    ) -> bytes:
         payload = pb.ModelInferRequest(model_name=model, raw_input_contents=[body]).SerializeToString()
         call: Any = self.channel.unary_unary(METHOD, None, None)
-        answer: bytes = await call(payload, metadata=(("authorization", f"Bearer {key}"),), timeout=timeout)
+        answer: bytes = await call(
+            payload, metadata=(("authorization", f"Bearer {key}"), *(headers or {}).items()), timeout=timeout
+        )
         assert answer == payload
         return answer
 
 
 @asynccontextmanager
 async def mesh_under_test(
-    folder: Path, etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch, *, tls: bool = False
+    folder: Path,
+    etcd: EtcdServer,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    tls: bool = False,
+    schedulers: int = 1,
+    more: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[MeshUnderTest]:
     # The process-wide registry of metrics is the process's: each gateway of these tests gets its own.
     monkeypatch.setattr(prometheus_client, "REGISTRY", prometheus_client.CollectorRegistry())
     authority = Authority.open(folder / "ca")
     for role in (Role.GATEWAY, Role.ENVOY):
         authority.enrol(folder / role.value, role)
-    scheduler, registry = Scheduler(), Registry()  # type: ignore[abstract]  # made whole above
+    registry = Registry()  # type: ignore[abstract]  # made whole above
+    told = [Scheduler() for _ in range(schedulers)]  # type: ignore[abstract]
 
     def registry_services(server: grpc.aio.Server) -> None:
         accounts_pb2_grpc.add_AccountServiceServicer_to_server(registry, server)
         models_pb2_grpc.add_ModelServiceServicer_to_server(registry, server)
 
-    def scheduler_service(server: grpc.aio.Server) -> None:
-        scheduler_pb2_grpc.add_FleetServiceServicer_to_server(scheduler, server)
-
     async with AsyncExitStack() as stack:
-        listens = {
-            role: Listen("127.0.0.1", 0, authority.enrol(folder / role.value, role)) for role in (Role.REGISTRY, Role.SCHEDULER)
-        }
-        served = {}
-        for role, register in ((Role.REGISTRY, registry_services), (Role.SCHEDULER, scheduler_service)):
-            running = await stack.enter_async_context(serving([listens[role]], [register], [], drain_grace_s=0.1))
-            served[role] = f"127.0.0.1:{running.ports[0]}"
-        told = ModelNotice(ModelName("m"), TenantId("t"), frozenset())
+        listen = Listen("127.0.0.1", 0, authority.enrol(folder / Role.REGISTRY.value, Role.REGISTRY))
+        running = await stack.enter_async_context(serving([listen], [registry_services], [], drain_grace_s=0.1))
+        registry_address, addresses, servers = f"127.0.0.1:{running.ports[0]}", [], []
+        for number, scheduler in enumerate(told):
+            identity = authority.enrol(folder / f"scheduler-{number}", Role.SCHEDULER)
+            register = partial(scheduler_pb2_grpc.add_FleetServiceServicer_to_server, scheduler)
+            listen = Listen("127.0.0.1", 0, identity)
+            running = await stack.enter_async_context(serving([listen], [register], [], drain_grace_s=0.1))
+            addresses.append(f"127.0.0.1:{running.ports[0]}")
+            servers.append(running.server)
+        notice = ModelNotice(ModelName("m"), TenantId("t"), frozenset())
         async with EtcdStore(EtcdSettings.at(etcd.endpoint)) as store:
-            record = sign_record(load_identity(folder / "registry"), model_payload(told))
-            await store.put(model_notice_key(told.model), record)
+            record = sign_record(load_identity(folder / "registry"), model_payload(notice))
+            await store.put(model_notice_key(notice.model), record)
         settings = GatewaySettings(
             identity_dir=folder / "gateway",
             etcd_endpoints=etcd.endpoint,
-            registry_address=served[Role.REGISTRY],
-            scheduler_address=served[Role.SCHEDULER],
+            registry_address=registry_address,
+            scheduler_address=",".join(addresses),
             edge_port=0,
             ready_file=folder / "ready",
             cold_wait_s=2,
             drain_grace_s=0.2,
             edge_certificate=folder / "gateway" / "tls.pem" if tls else None,
             edge_key=folder / "gateway" / "tls.key" if tls else None,
+            **(more or {}),
         )
         stop = asyncio.Event()
         gateway = asyncio.create_task(serve(settings, stop))
@@ -212,7 +266,8 @@ async def mesh_under_test(
                     await asyncio.sleep(0.01)
             if gateway.done():
                 gateway.result()
-            mesh = MeshUnderTest(authority, folder, stack, scheduler, registry, json.loads((folder / "ready").read_text()))
+            ports = json.loads((folder / "ready").read_text())
+            mesh = MeshUnderTest(authority, folder, stack, told, registry, servers, ports)
             edge = f"127.0.0.1:{mesh.ports['edge_port']}"
             trusted = grpc.ssl_channel_credentials((folder / "gateway" / "ca.pem").read_bytes())
             mesh.channel = grpc.aio.secure_channel(edge, trusted) if tls else grpc.aio.insecure_channel(edge)
@@ -386,3 +441,124 @@ async def test_deadlines_that_pass_are_not_taken_for_bugs(mesh: MeshUnderTest, c
     worker.engine.gate.set()
     await mesh.infer()
     assert "unmapped_error" not in capfd.readouterr().err
+
+
+async def reached(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def heard_of(scheduler: Scheduler, requests: int) -> bool:
+    return sum(each.requests for report in scheduler.reports for each in report.models) == requests
+
+
+async def full_mesh(mesh: MeshUnderTest) -> tuple[Member, asyncio.Task[bytes]]:
+    """One worker with one place, and a request that has it."""
+    worker = await mesh.worker("w1")
+    await mesh.scheduler.tell(worker.presence("m", max_in_flight=1))
+    worker.engine.gate.clear()
+    first = asyncio.create_task(mesh.infer())
+    await reached(lambda: worker.engine.running)
+    return worker, first
+
+
+async def test_a_full_fleet_is_waited_for_at_the_scheduler(mesh: MeshUnderTest) -> None:
+    worker, first = await full_mesh(mesh)
+    waiting = asyncio.create_task(mesh.infer(timeout=9))
+    await reached(lambda: mesh.scheduler.asks)
+    ask = mesh.scheduler.asks[0]
+    assert (ask.model, ask.region, ask.tenant) == ("m", "local", "t")
+    assert 5_000_000 < ask.timeout_us < 9_200_000
+    worker.engine.gate.set()
+    held = scheduler_pb2.AwaitCapacityResponse(worker_id=worker.identity.node_id, version="1", hold_id="f" * 32)
+    mesh.scheduler.place.set_result(held)
+    await waiting
+    await first
+    assert worker.engine.calls == 2
+
+
+async def test_a_client_that_goes_away_leaves_the_queue(mesh: MeshUnderTest) -> None:
+    worker, first = await full_mesh(mesh)
+    waiting = asyncio.create_task(mesh.infer())
+    await reached(lambda: mesh.scheduler.asks)
+    waiting.cancel()
+    await reached(lambda: mesh.scheduler.withdrawn)
+    worker.engine.gate.set()
+    await first
+
+
+async def test_what_the_queue_says_reaches_the_client_with_its_delay(mesh: MeshUnderTest) -> None:
+    worker, first = await full_mesh(mesh)
+    mesh.scheduler.place.set_exception(ResourceExhausted("40 wait before you", retry_after_s=4.5))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await mesh.infer()
+    error = error_of(refused.value)
+    assert (error.code.name, error.message, error.retry_after_s) == ("RESOURCE_EXHAUSTED", "40 wait before you", 4.5)
+    worker.engine.gate.set()
+    await first
+
+
+async def test_without_a_scheduler_a_full_fleet_is_said_and_warm_traffic_goes_on(mesh: MeshUnderTest) -> None:
+    worker, first = await full_mesh(mesh)
+    await mesh.scheduler_servers[0].stop(None)
+    for _ in range(3):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await mesh.infer()
+        assert error_of(refused.value).reason == "FLEET_FULL"
+    worker.engine.gate.set()
+    await first
+    await mesh.infer()
+
+
+async def test_demand_is_told_to_every_scheduler_and_another_is_watched_when_one_goes(
+    tmp_path: Path, etcd: EtcdServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with mesh_under_test(tmp_path, etcd, monkeypatch, schedulers=2) as mesh:
+        workers = [await mesh.worker("w1"), await mesh.worker("w2")]
+        for scheduler in mesh.schedulers:
+            await scheduler.tell(workers[0].presence("m"))
+        for _ in range(5):
+            await mesh.infer()
+        for scheduler in mesh.schedulers:
+            await reached(partial(heard_of, scheduler, 5))
+            seen = [each for report in scheduler.reports for each in report.workers]
+            assert {each.worker_id for each in seen} == {workers[0].identity.node_id}
+            assert seen[0].latency_ms > 0
+            assert 0 < seen[0].rtt_ms < 1_000
+        assert [scheduler.watchers for scheduler in mesh.schedulers] == [1, 0]
+        await mesh.scheduler_servers[0].stop(None)
+        await reached(lambda: mesh.schedulers[1].watchers)
+        await mesh.infer()
+        await mesh.schedulers[1].tell(workers[1].presence("m"))
+        async with asyncio.timeout(10):
+            while not workers[1].engine.calls:
+                await mesh.infer()
+
+
+async def test_a_silent_worker_that_discovery_removes_gives_its_requests_up(
+    mesh: MeshUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dynamo#8182: a frozen worker keeps its connection, so only its absence from the fleet tells that nothing will come."""
+    monkeypatch.setattr("gateway.links.roster.LINGER_S", 0.3)
+    workers = [await mesh.worker("w1"), await mesh.worker("w2")]
+    await mesh.scheduler.tell(workers[0].presence("m"))
+    await mesh.infer()
+    workers[0].engine.gate.clear()  # its link stays open and says nothing
+    orphans = [asyncio.create_task(mesh.infer()) for _ in range(8)]
+    await reached(lambda: workers[0].engine.running == 8)
+    await mesh.scheduler.tell(workers[1].presence("m"))
+    async with asyncio.timeout(5):
+        await asyncio.gather(*orphans)
+    assert workers[1].engine.calls == 8
+    workers[0].engine.gate.set()
+
+
+async def test_a_rule_of_the_routing_policy_holds_from_the_watch_on(mesh: MeshUnderTest) -> None:
+    workers = [await mesh.worker("w1"), await mesh.worker("w2")]
+    rule = mesh.scheduler.policy.rules.add(name="not w1")
+    rule.deny.add(worker_ids=[workers[0].identity.node_id])
+    await mesh.scheduler.tell(*(worker.presence("m") for worker in workers))
+    for _ in range(6):
+        await mesh.infer()
+    assert [worker.engine.calls for worker in workers] == [0, 6]

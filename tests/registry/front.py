@@ -22,14 +22,15 @@ from penstock.registry.v1 import accounts_pb2, audit_pb2, files_pb2, models_pb2,
 
 from registry.access.forwarded import HEADER as FORWARDED
 from registry.accounts.bootstrap import bootstrap
-from registry.database import Database, open_database
 from registry.files.local import LocalObjects
 from registry.files.types import FileLimits
 from registry.ground import Ground
 from registry.nodes.types import EnrolmentRules
+from registry.schema import REGISTRY
 from registry.services import SERVICES, Registry
 from runtime.certificates import server_name
 from runtime.channel import inner_channel
+from runtime.database import Database, open_database
 from runtime.errors import PenstockError
 from runtime.etcd import EtcdStore
 from runtime.etcd_members import EtcdSettings
@@ -160,7 +161,7 @@ async def front_on(
     authority = Authority.load(identities[Role.REGISTRY].folder.parent / "authority")
     clock, identity = ManualClock(), identities[Role.REGISTRY]
     clock.now_s = time.time()  # certificates are for the machine's own time
-    async with open_database(address) as database, EtcdStore(EtcdSettings.at("127.0.0.1:1")) as store:
+    async with open_database(address, REGISTRY) as database, EtcdStore(EtcdSettings.at("127.0.0.1:1")) as store:
         ground = Ground(
             database,
             LocalObjects(folder / "objects"),

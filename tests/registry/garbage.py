@@ -42,6 +42,9 @@ TEXTS = (
 _EDGES = (0, 1, -1, 2**31 - 1, -(2**31), 2**32 - 1, 2**53, 2**63 - 1, -(2**63), 2**64 - 1)
 _FLOATS = (0.0, -0.0, -1.0, 5e-324, 1e308, math.nan, math.inf, -math.inf)
 _MANY = 10_000
+_DEEPEST = 8
+"""Of messages in messages, some of which hold their own kind."""
+
 _BITS = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
     FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
@@ -54,7 +57,8 @@ def garbage(choices: Choices, kind: Descriptor, words: Sequence[str], depth: int
     """Some fields set, to anything of their type; `words`: names of things that there are."""
     message: Any = GetMessageClass(kind)()
     for field in kind.fields:
-        if not choices.flag(3):
+        is_too_deep = field.message_type is not None and depth >= _DEEPEST
+        if not choices.flag(3) and not is_too_deep:
             _set(message, field, partial(_value, choices, field, words, depth), choices)
     return message  # type: ignore[no-any-return]
 

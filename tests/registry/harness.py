@@ -13,11 +13,11 @@ from sqlalchemy import func, select, text
 from registry.access.types import ActorKind, Principal, Scope
 from registry.audit.trail import AuditTrail
 from registry.audit.types import AuditNote
-from registry.database import Database, open_database
 from registry.master_keys import MasterKeys
-from registry.schema import audit, tenants
+from registry.schema import REGISTRY, audit, tenants
 from registry.seals import Seals, insert_sealed
 from runtime.channel import inner_channel
+from runtime.database import Database, open_database
 from runtime.errors import PenstockError
 from runtime.identity import Authority, NodeIdentity, Role
 from runtime.ids import TenantId
@@ -79,7 +79,7 @@ class Ground:
 @asynccontextmanager
 async def ground_on(address: str, keys: MasterKeys = MASTER_KEYS) -> AsyncIterator[Ground]:
     """The tenants `default`, `acme` and `globex` are there."""
-    async with open_database(address) as database:
+    async with open_database(address, REGISTRY) as database:
         seals, clock = Seals(keys), ManualClock()
         ground = Ground(database, address, seals, AuditTrail(database, seals, clock), clock)
         if not await ground.count("tenants"):

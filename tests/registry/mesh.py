@@ -13,12 +13,13 @@ from penstock.registry.v1 import accounts_pb2_grpc, files_pb2_grpc, models_pb2, 
 
 from cli.publish import publish_model
 from registry.accounts.bootstrap import bootstrap
-from registry.database import open_database
 from registry.files.stores import open_objects
 from registry.ground import Ground
+from registry.schema import REGISTRY
 from registry.services import SERVICES, Registry
 from runtime.channel import inner_channel
 from runtime.clock import Clock, SystemClock
+from runtime.database import open_database
 from runtime.etcd import EtcdStore
 from runtime.etcd_members import EtcdSettings
 from runtime.identity import NodeIdentity, Role
@@ -80,7 +81,7 @@ async def running_mesh(
     trusted = {bytes(PUBLISHER.verify_key)}
     identity = identities[Role.REGISTRY]
     async with (
-        open_database(database or str(folder / "registry.db")) as opened_database,
+        open_database(database or str(folder / "registry.db"), REGISTRY) as opened_database,
         open_objects(objects or str(folder / "objects")) as opened_objects,
         EtcdStore(EtcdSettings.at(etcd)) as store,
     ):

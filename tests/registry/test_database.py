@@ -15,9 +15,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, func, insert, inspect, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from registry import database as database_module
-from registry.database import Database, DatabaseBusy, DatabaseUnavailable, SchemaUnknown, database_url, open_database
-from registry.schema import HEAD, file_owners, metadata, tenants
+from registry.schema import HEAD, REGISTRY, file_owners, metadata, tenants
+from runtime import database as database_module
+from runtime.database import Database, DatabaseBusy, DatabaseUnavailable, SchemaUnknown, database_url, open_database
 from runtime.errors import FailedPrecondition
 from tests.support.postgres import Postgres
 
@@ -45,13 +45,13 @@ async def shape_of(database: Database) -> dict[str, Any]:
 async def test_all_migrations_together_make_what_a_new_database_gets(
     database_address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with open_database(database_address) as database:
+    async with open_database(database_address, REGISTRY) as database:
         created = await shape_of(database)
         async with database.writing() as connection:
             await connection.run_sync(metadata.drop_all)
             await connection.execute(text("DROP TABLE alembic_version"))
     monkeypatch.setattr(database_module, "_create", database_module._upgrade)
-    async with open_database(database_address) as database:
+    async with open_database(database_address, REGISTRY) as database:
         assert await shape_of(database) == created
         async with database.reading() as connection:
             assert await connection.run_sync(lambda sync: compare_metadata(MigrationContext.configure(sync), metadata)) == []
@@ -60,7 +60,7 @@ async def test_all_migrations_together_make_what_a_new_database_gets(
 
 
 def test_head_is_the_last_migration() -> None:
-    assert ScriptDirectory(database_module._migrations_folder()).get_current_head() == HEAD
+    assert ScriptDirectory(database_module.migrations_folder(REGISTRY)).get_current_head() == HEAD
 
 
 async def add_tenant(database: Database, *names: str) -> None:
@@ -81,22 +81,22 @@ async def tenant_count(database: Database) -> int:
 
 
 async def test_what_was_written_is_there_after_a_restart(database_address: str) -> None:
-    async with open_database(database_address) as database:
+    async with open_database(database_address, REGISTRY) as database:
         await add_tenant(database, "acme")
-    async with open_database(database_address) as database:
+    async with open_database(database_address, REGISTRY) as database:
         assert await tenant_count(database) == 1
 
 
 async def test_a_path_and_a_url_are_the_same_file(tmp_path: Path) -> None:
     file = tmp_path / "folder" / "registry.db"
-    async with open_database(str(file)) as database:
+    async with open_database(str(file), REGISTRY) as database:
         await add_tenant(database, "acme")
-    async with open_database(f"sqlite:///{file}") as database:
+    async with open_database(f"sqlite:///{file}", REGISTRY) as database:
         assert await tenant_count(database) == 1
 
 
 async def test_a_failed_transaction_leaves_nothing(database_address: str) -> None:
-    async with open_database(database_address) as database:
+    async with open_database(database_address, REGISTRY) as database:
         commits: list[int] = []
         database.on_commit.append(lambda: commits.append(1))
         with pytest.raises(IntegrityError, match=r"(?i)unique"):
@@ -111,14 +111,14 @@ async def test_a_failed_transaction_leaves_nothing(database_address: str) -> Non
 
 async def test_replicas_may_start_at_the_same_time(database_address: str) -> None:
     async def start() -> None:
-        async with open_database(database_address):
+        async with open_database(database_address, REGISTRY):
             pass
 
     await asyncio.gather(*[start() for _ in range(4)])
 
 
 async def test_writers_wait_their_turn(database_address: str) -> None:
-    async with open_database(database_address) as one, open_database(database_address) as other:
+    async with open_database(database_address, REGISTRY) as one, open_database(database_address, REGISTRY) as other:
 
         async def add(database: Database, number: int) -> None:
             async with database.writing() as connection:
@@ -133,7 +133,8 @@ async def test_writers_wait_their_turn(database_address: str) -> None:
 _MIGRATE_SLOWLY = """
 import asyncio, os, sys
 from alembic import op
-from registry import database
+from registry.schema import REGISTRY
+from runtime import database
 made = 0
 create = op.create_table
 def slowly(*arguments, **options):
@@ -146,7 +147,7 @@ def slowly(*arguments, **options):
 op.create_table = slowly
 database._create = database._upgrade
 async def main():
-    async with database.open_database(sys.argv[1]): pass
+    async with database.open_database(sys.argv[1], REGISTRY): pass
 asyncio.run(main())
 """
 
@@ -162,7 +163,7 @@ async def test_a_process_killed_in_the_middle_of_a_migration_leaves_no_half_sche
     finally:
         process.kill()
         await process.wait()
-    async with open_database(database_address) as database:
+    async with open_database(database_address, REGISTRY) as database:
         assert set(await shape_of(database)) == set(metadata.tables)
         await add_tenant(database, "acme")
 
@@ -177,7 +178,7 @@ async def test_a_lost_connection_is_unavailable_and_the_next_call_has_another(po
             await asyncio.to_thread(postgres.execute, "postgres", cut)
             await connection.execute(select(tenants))
 
-    async with open_database(address) as database:
+    async with open_database(address, REGISTRY) as database:
         with pytest.raises(DatabaseUnavailable):
             await write(database)
         assert await tenant_count(database) == 0
@@ -186,7 +187,7 @@ async def test_a_lost_connection_is_unavailable_and_the_next_call_has_another(po
 
 async def test_a_deadlock_is_told_as_a_lost_race(postgres: Postgres) -> None:
     address = postgres.new_database("deadlock")
-    async with open_database(address) as database:
+    async with open_database(address, REGISTRY) as database:
         await add_tenant(database, "one", "two")
         both = asyncio.Barrier(2)
 
@@ -204,33 +205,33 @@ async def test_a_deadlock_is_told_as_a_lost_race(postgres: Postgres) -> None:
 
 async def test_a_server_that_is_not_there_is_unavailable() -> None:
     with pytest.raises(DatabaseUnavailable):
-        async with open_database("postgresql://someone@127.0.0.1:1/penstock"):
+        async with open_database("postgresql://someone@127.0.0.1:1/penstock", REGISTRY):
             pass
 
 
 async def test_a_database_of_a_later_release_is_left_alone(tmp_path: Path) -> None:
-    async with open_database(str(tmp_path / "registry.db")) as database, database.writing() as connection:
+    async with open_database(str(tmp_path / "registry.db"), REGISTRY) as database, database.writing() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(SchemaUnknown, match="9999"):
-        async with open_database(str(tmp_path / "registry.db")):
+        async with open_database(str(tmp_path / "registry.db"), REGISTRY):
             pass
 
 
 async def test_a_file_that_is_no_database_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "registry.db").write_bytes(b"not a database" * 1000)
     with pytest.raises(FailedPrecondition, match="not a database"):
-        async with open_database(str(tmp_path / "registry.db")):
+        async with open_database(str(tmp_path / "registry.db"), REGISTRY):
             pass
 
 
 async def test_a_driver_that_is_missing_is_named_and_no_password_is(tmp_path: Path) -> None:
     with pytest.raises(FailedPrecondition) as refused:
-        async with open_database("nosuchdialect://someone:hunter2@nowhere/penstock"):
+        async with open_database("nosuchdialect://someone:hunter2@nowhere/penstock", REGISTRY):
             pass
     assert "nosuchdialect" in refused.value.message
     assert "hunter2" not in refused.value.message
     with pytest.raises(FailedPrecondition):
-        async with open_database("://hunter2"):
+        async with open_database("://hunter2", REGISTRY):
             pass
 
 
@@ -251,9 +252,10 @@ def test_an_address_becomes_a_url(address: str, driver: str) -> None:
 def test_neither_a_new_nor_a_known_database_needs_alembic(tmp_path: Path) -> None:
     program = (
         "import asyncio, sys\n"
-        "from registry.database import open_database\n"
+        "from registry.schema import REGISTRY\n"
+        "from runtime.database import open_database\n"
         "async def start():\n"
-        "    async with open_database(sys.argv[1]): pass\n"
+        "    async with open_database(sys.argv[1], REGISTRY): pass\n"
         "asyncio.run(start()); asyncio.run(start())\n"
         "assert 'alembic' not in sys.modules\n"
     )
@@ -265,7 +267,7 @@ def test_neither_a_new_nor_a_known_database_needs_alembic(tmp_path: Path) -> Non
 async def test_errors_say_nothing_of_what_a_statement_was_about(tmp_path: Path) -> None:
     """They are logged, and hashes of passwords and of keys are among it."""
     row = insert(tenants).values(tenant="acme", seal=b"s", created_at_ms=1)
-    async with open_database(str(tmp_path / "registry.db")) as database:
+    async with open_database(str(tmp_path / "registry.db"), REGISTRY) as database:
         async with database.writing() as connection:
             await connection.execute(row)
             with pytest.raises(IntegrityError) as caught:

@@ -1,5 +1,8 @@
 """The error table: one class, one code, one reason; and the way back from the wire."""
 
+import subprocess
+import sys
+
 import pytest
 
 from runtime.errors import Code, DataLoss, Internal, PenstockError, ResourceExhausted, error_from_wire
@@ -30,3 +33,20 @@ def test_code_outside_the_table_is_internal() -> None:
 def test_a_reason_belongs_to_one_class() -> None:
     with pytest.raises(TypeError, match="taken by"):
         type("Other", (PenstockError,), {}, code=Code.NOT_FOUND, reason="QUEUE_FULL_FOR_TEST")
+
+
+_EVERYTHING = """
+import importlib, pkgutil
+for root in ("runtime", "placement", "scheduler", "gateway", "worker", "registry", "cli"):
+    package = importlib.import_module(root)
+    for found in pkgutil.walk_packages(package.__path__, root + "."):
+        if "migrations" not in found.name and not found.name.endswith("__main__"):
+            importlib.import_module(found.name)
+"""
+
+
+def test_all_services_fit_into_one_process() -> None:
+    """A reason that two of them claim would break whoever imports both."""
+    command = [sys.executable, "-c", _EVERYTHING]
+    ended = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)}, check=False)
+    assert ended.returncode == 0, ended.stderr

@@ -9,9 +9,10 @@ from itertools import pairwise
 
 import pytest
 
+from runtime.backoff import DEFAULT_BACKOFF
 from runtime.errors import InvalidArgument
 from runtime.keyvalue import EtcdRequestRefused, LeaseFull
-from runtime.lease import Granted, LeaseTiming
+from runtime.lease import Granted, LeaseTiming, held_lease
 from runtime.memory_store import MemoryStore
 from tests.support.manual_clock import ManualClock, settle
 
@@ -163,10 +164,39 @@ async def test_while_the_store_is_away_it_asks_now_and_then_only(store: Observed
             lease.put("/a", b"1")
             await store.clock.advance(10)
         gaps = [later - earlier for earlier, later in pairwise(store.times("grant"))]
-        assert max(gaps) <= TTL_S / 4 * 1.5
+        assert max(gaps) <= DEFAULT_BACKOFF.max_s * 1.5
         assert min(gaps) >= 0.1
-        assert len(gaps) < 1000 / (TTL_S / 4)
+        assert len(gaps) < 1000 / DEFAULT_BACKOFF.max_s
         assert len(set(gaps)) > len(gaps) * 0.9
+
+
+async def test_a_store_back_from_long_away_without_the_lease_gives_a_new_one_at_the_first_word(store: Observed) -> None:
+    async with store.lease(ttl_s=TTL_S) as lease:
+        lease.put("/a", b"1")
+        await settle()
+        before = lease.id
+        store.go_away()
+        await store.clock.advance(120)
+        store.come_back()
+        await store.clock.advance(DEFAULT_BACKOFF.max_s * 1.5 + 0.2)
+        assert lease.settled
+        assert lease.id != before
+
+
+async def test_a_process_frozen_beyond_its_lease_knows_it_at_once_and_registers_under_a_new_one(store: Observed) -> None:
+    own = ManualClock()  # stands still while the store's goes on
+    async with held_lease(store, TTL_S, clock=own, rng=random.Random(5), timing=LeaseTiming()) as lease:
+        lease.put("/a", b"1")
+        await settle()
+        before = lease.id
+        await store.clock.advance(60)
+        assert await store.values() == {}, "others saw it go"
+        own._now_s += 60
+        assert not lease.healthy, "thawed, it trusts nothing that it held"
+        await own.advance(1)
+        assert lease.settled
+        assert lease.id not in (0, before)
+        assert await store.lease_keys(lease.id) == {"/a"}
 
 
 async def test_a_key_that_somebody_deleted_is_written_again(store: Observed) -> None:

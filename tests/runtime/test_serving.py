@@ -209,3 +209,11 @@ async def test_garbage_on_the_port_harms_nobody() -> None:
         writer.close()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports[0]}") as channel:
             assert await _unary(channel)(b"hello") == b"hello"
+
+
+async def test_a_burst_is_answered_to_its_last_call() -> None:
+    """gRPC's core cancels calls by chance where more than 1,000 have come that nobody has taken yet."""
+    async with serving([Listen("127.0.0.1", 0)], [_register()], []) as running:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports[0]}") as channel:
+            calls = [_unary(channel)(b"hello") for _ in range(3_000)]
+            assert {await call.code() for call in calls} == {grpc.StatusCode.OK}

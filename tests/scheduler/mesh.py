@@ -9,7 +9,7 @@ from random import Random
 
 from penstock.worker.v1 import presence_pb2, worker_pb2
 
-from placement.assign import Placement
+from placement.copies.assign import Placement
 from runtime.backoff import Backoff
 from runtime.clock import Clock
 from runtime.identity import Authority, NodeIdentity, Role

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from placement.assign import Placement
-from runtime.ids import Region, WorkerId
+from placement.copies.assign import Placement
+from placement.rules import RoutingPolicy
+from runtime.ids import NodeId, Region, WorkerId
 from runtime.keyvalue import Delete, Put
 from scheduler import audience as audience_module
 from scheduler.audience import Audience, TooManyWatchers, Update, Watcher
 from scheduler.fleet import Fleet
+from scheduler.leading.types import Leader
 from tests.scheduler.mesh import HERE, LOADING, Mesh, model, wish
 
 
@@ -31,10 +33,10 @@ class Stage:
 
     def put(self, name: str, *copies: object) -> None:
         item = self.mesh.item(name, *copies)  # type: ignore[arg-type]
-        self.audience.tell(self.fleet.apply([Put(item)], now_wall_s=self.mesh.clock.wall_s()))
+        self.audience.tell(self.fleet.apply([Put(item)], now_s=0.0, now_wall_s=self.mesh.clock.wall_s()))
 
     def drop(self, name: str) -> None:
-        self.audience.tell(self.fleet.apply([Delete(self.mesh.key(name), 1)], now_wall_s=self.mesh.clock.wall_s()))
+        self.audience.tell(self.fleet.apply([Delete(self.mesh.key(name), 1)], now_s=0.0, now_wall_s=self.mesh.clock.wall_s()))
 
 
 @pytest.fixture
@@ -137,3 +139,22 @@ async def test_closing_ends_every_watch(stage: Stage) -> None:
         stage.audience.close()
         assert await watcher.next() is None
     assert WorkerId("x") not in stage.fleet.members
+
+
+async def test_leaders_and_the_policy_are_told_at_first_and_when_they_change(stage: Stage) -> None:
+    leaders = [Leader(NodeId("one"), "one:1", (), 7)]
+    policies = [RoutingPolicy(generation=1)]
+    stage.audience.leaders, stage.audience.policy = lambda: tuple(leaders), lambda: policies[0]
+    with stage.audience.watching(HERE) as watcher:
+        first = await told(watcher)
+        assert (first.leaders, first.policy) == (tuple(leaders), policies[0])
+        stage.put("a", model())
+        second = await told(watcher)
+        assert (second.leaders, second.policy) == (None, None), "as they were"
+        leaders[0] = Leader(NodeId("two"), "two:1", (), 9)
+        stage.audience.tell_leaders()
+        assert (await told(watcher)).leaders == tuple(leaders)
+        policies[0] = RoutingPolicy(generation=2)
+        stage.audience.tell_policy()
+        assert (await told(watcher)).policy == policies[0]
+        assert await silent(watcher)

@@ -9,7 +9,7 @@ import pytest
 from runtime.identity import Role
 from runtime.ids import DEFAULT_TENANT, ModelName, Region, TenantId, assignment_key, placement_key
 from runtime.notices import ModelNotice
-from scheduler import reconcile
+from scheduler import orders
 from scheduler.codec import assignment_from, placement_from
 from scheduler.fleet import GRACE_S
 from scheduler.placements import Placements
@@ -176,7 +176,7 @@ async def test_garbage_under_the_control_keys_is_passed_over(mesh: Mesh, clock: 
 
 
 async def test_long_gone_workers_are_forgotten(mesh: Mesh, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconcile, "FORGET_S", 60.0)
+    monkeypatch.setattr(orders, "FORGET_S", 60.0)
     async with memory_scheduler(mesh) as (store, scheduler):
         await Placements(store, scheduler.control, HERE).place(wish(1))
         await mesh.announce(store, "a")

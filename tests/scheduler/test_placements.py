@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from runtime.errors import Aborted, InvalidArgument
-from runtime.ids import placement_key
+from runtime.errors import Aborted, InvalidArgument, VersionWithdrawn
+from runtime.ids import DEFAULT_TENANT, placement_key
 from runtime.keyvalue import KeyValueStore, TxnResult
 from runtime.memory_store import MemoryStore
+from runtime.notices import ModelNotice, NoticeBoard
 from scheduler.codec import placement_from
 from scheduler.control import Control
 from scheduler.placements import Placements
@@ -74,6 +76,17 @@ async def test_who_never_wins_is_told_to_try_again() -> None:
         (wish(1, digest=DIGEST.upper()), "is no digest"),
         (wish(1, region="../x"), "'../x' is no region"),
         (wish(10_001), "10001 copies are too many"),
+        (replace(wish(0), max_copies=10_001), "10001 copies are too many"),
+        (replace(wish(3), max_copies=2), "max_copies is 2, and copies 3"),
+        (replace(wish(0, digest=""), max_copies=2), "'' is no digest"),
+        (replace(wish(1), idle_s=604_801), "idle_s is 604801"),
+        (replace(wish(1), memory_bytes=(1 << 50) + 1), "a pebibyte"),
+        (replace(wish(1), tier="a tier"), "'a tier' is no tier"),
+        (replace(wish(1), tier="t" * 64), "is no tier"),
+        (replace(wish(1), labels=frozenset({"rack=7", "rack="})), "'rack=' is no label"),
+        (replace(wish(1), labels=frozenset({"l" * 64})), "is no label"),
+        (replace(wish(1), labels=frozenset({"l\n"})), "is no label"),
+        (replace(wish(1), labels=frozenset(f"l{number}" for number in range(33))), "33 labels are too many"),
     ],
 )
 async def test_what_cannot_be_wished_for_is_said(wrong: object, said: str) -> None:
@@ -81,3 +94,25 @@ async def test_what_cannot_be_wished_for_is_said(wrong: object, said: str) -> No
         with pytest.raises(InvalidArgument, match=said):
             await Placements(store, Control(), HERE).place(wrong)  # type: ignore[arg-type]
         assert not (await store.range("/")).items
+
+
+async def test_all_of_a_wish_is_written_down() -> None:
+    async with MemoryStore() as store:
+        full = replace(
+            wish(0), max_copies=4, tier="A", labels=frozenset({"spot", "rack=7", "zone/a"}), memory_bytes=7, idle_s=60
+        )
+        made = await Placements(store, Control(), HERE).place(full)
+        assert made == replace(full, generation=1)
+        stored = await store.get(KEY)
+        assert stored is not None
+        assert placement_from(stored.value) == made
+
+
+async def test_a_withdrawn_version_is_not_placed_on_demand_either() -> None:
+    board = NoticeBoard()
+    board.hear_model(ModelNotice(wish(1).model, DEFAULT_TENANT, frozenset(), withdrawn=frozenset({DIGEST}), generation=1))
+    async with MemoryStore() as store:
+        placements = Placements(store, Control(), HERE, board)
+        with pytest.raises(VersionWithdrawn):
+            await placements.place(replace(wish(0), max_copies=1))
+        await placements.place(wish(0))

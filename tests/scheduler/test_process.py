@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc.aio
+import httpx
 import pytest
 from penstock.scheduler.v1 import scheduler_pb2, scheduler_pb2_grpc
 
@@ -46,6 +47,11 @@ class Running:
         self.channel = inner_channel(f"127.0.0.1:{port}", self.mesh.node("cli", Role.OPERATOR), Role.SCHEDULER)
         return scheduler_pb2_grpc.FleetServiceStub(self.channel)
 
+    async def metrics(self) -> str:
+        port = json.loads(self.ready.read_text())["metrics_port"]
+        async with httpx.AsyncClient() as client:
+            return (await client.get(f"http://127.0.0.1:{port}/metrics")).text
+
 
 @pytest.fixture
 async def running(tmp_path: Path) -> AsyncIterator[Running]:
@@ -70,6 +76,11 @@ async def test_a_life(running: Running) -> None:
             lease.put(mesh.key("a"), mesh.signed("a", mesh.presence("a", model())))
             watch = stub.WatchFleet(scheduler_pb2.WatchFleetRequest(), wait_for_ready=True)
             await _told(watch, lambda update: mesh.worker_id("a") in [each.worker_id for each in update.workers])
+            me = mesh.node("scheduler", Role.SCHEDULER).node_id
+            elsewhere = stub.WatchFleet(scheduler_pb2.WatchFleetRequest())
+            await _told(elsewhere, lambda update: [each.scheduler_id for each in update.leaders.leaders] == [me])
+            elsewhere.cancel()
+            assert 'penstock_scheduler_leads{region="*"} 1.0' in await running.metrics()
             wish = scheduler_pb2.Placement(model="digits", version="1", digest=DIGEST, copies=1)
             await stub.PlaceModel(scheduler_pb2.PlaceModelRequest(placement=wish))
             await _told(watch, lambda update: bool(update.placements.placements))
@@ -93,7 +104,9 @@ async def test_a_life(running: Running) -> None:
         await _told(watch, lambda update: mesh.worker_id("a") in update.removed_worker_ids)
     running.process.send_signal(signal.SIGTERM)
     assert await asyncio.to_thread(running.process.wait, 10) == 0
-    assert await watch.read() is grpc.aio.EOF
+    async with asyncio.timeout(10):
+        while await watch.read() is not grpc.aio.EOF:  # it may tell that it resigned before that
+            pass
     await running.channel.close()
     assert "Traceback" not in running.log
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import pytest
 from penstock.worker.v1 import worker_pb2
 
+from placement.copies.wishes import AssignedModel
 from runtime.errors import Aborted, PenstockError, Unavailable, VersionWithdrawn
-from runtime.ids import DEFAULT_TENANT, Digest, ModelName, ModelVersion, NodeId, placement_key
+from runtime.ids import DEFAULT_TENANT, Digest, ModelName, ModelVersion, NodeId, assignment_key, placement_key
 from runtime.memory_store import MemoryStore
 from runtime.notices import AliasTarget, ModelNotice, NoticeBoard, PendingTarget
-from scheduler.codec import placement_from
+from scheduler.codec import assignment_bytes, placement_from
 from scheduler.loop import Scheduler
 from scheduler.placements import Placements
 from scheduler.presence import Doubt
@@ -77,6 +78,12 @@ class World:
         ]
         await self.mesh.announce(self.store, name, *copies)
         await self.clock.advance(1.0)
+
+    async def limits(self, version: str) -> tuple[int, int] | None:
+        """The least and the most copies that are wished for."""
+        item = await self.store.get(placement_key(HERE, DIGITS, ModelVersion(version)))
+        found = None if item is None else placement_from(item.value)
+        return None if found is None else (found.copies, found.max_copies)
 
     async def wished(self, version: str) -> tuple[int, int] | None:
         item = await self.store.get(placement_key(HERE, DIGITS, ModelVersion(version)))
@@ -258,3 +265,40 @@ async def test_a_revoked_worker_leaves_at_once_and_is_believed_no_more(world: Wo
     await settle()
     assert who not in world.scheduler.fleet.members
     assert world.scheduler.fleet.refused[Doubt.NOT_AUTHENTIC] >= 1
+
+
+async def test_what_demand_made_of_the_old_version_is_asked_of_the_new_one_until_it_has_moved(world: World) -> None:
+    await world.placements.place(replace(wish(1, version="1", digest=OLD), max_copies=8))
+    for name in ("a", "b", "c"):
+        await world.hold(name)
+    # As if demand had made it two: the assignments are what tells.
+    told = assignment_bytes([AssignedModel(DIGITS, ModelVersion("1"), OLD, 2)])
+    world.scheduler.reconciler._leads = lambda _: None
+    for name in ("a", "b"):
+        await world.store.put(assignment_key(HERE, world.mesh.worker_id(name)), told)
+        await world.hold(name, v1=READY)
+    world.pending()
+    await world.clock.advance(1.0)
+    assert await world.limits("2") == (2, 8)
+    await world.hold("a", v1=READY, v2=READY)
+    await world.hold("b", v1=READY, v2=READY)
+    assert world.registry.told == [("stable", 5, "")]
+    assert await world.limits("2") == (1, 8), "from now on demand decides"
+
+
+async def test_a_version_that_is_placed_on_demand_moves_at_once_and_stays_so(world: World) -> None:
+    await world.placements.place(replace(wish(0, version="1", digest=OLD), max_copies=8, tier="A"))
+    world.pending()
+    await world.clock.advance(2.0)
+    assert world.registry.told == [("stable", 5, "")]
+    assert await world.limits("2") == (0, 8)
+
+
+async def test_a_move_that_is_given_up_leaves_nothing_on_demand_either(world: World) -> None:
+    await world.placements.place(replace(wish(1, version="1", digest=OLD), max_copies=8))
+    await world.hold("a", v1=READY)
+    world.pending()
+    await world.clock.advance(1.0)
+    await world.hold("a", v1=READY, v2=FAILED)
+    assert "no memory" in world.registry.told[0][2]
+    assert await world.limits("2") == (0, 0)

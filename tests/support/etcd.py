@@ -39,30 +39,42 @@ def free_port() -> int:
 class EtcdServer:
     """One etcd member. It keeps its ports and its data over restarts, unless it is emptied."""
 
-    def __init__(self, folder: Path, *, extra: Sequence[str] = (), scheme: str = "http", name: str = "one") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        extra: Sequence[str] = (),
+        scheme: str = "http",
+        name: str = "one",
+        host: str = "127.0.0.1",
+        words: Sequence[str] = (),
+    ) -> None:
+        """`host`: its address; `words`: what is said before its command, as where it runs in a namespace of its own."""
         self.name, self._folder, self._scheme, self._extra = name, folder, scheme, tuple(extra)
+        self._host, self._words = host, tuple(words)
         self.port, self.peer_port, self._metrics_port = free_port(), free_port(), free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def endpoint(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self._host}:{self.port}"
 
     @property
     def peer(self) -> str:
         """How its cluster calls it, for `--initial-cluster`."""
-        return f"{self.name}=http://127.0.0.1:{self.peer_port}"
+        return f"{self.name}=http://{self._host}:{self.peer_port}"
 
     def start(self, *, cluster: Sequence[EtcdServer] = (), wait: bool = True) -> None:
-        client, peer = f"{self._scheme}://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.peer_port}"
+        client, peer = f"{self._scheme}://{self.endpoint}", f"http://{self._host}:{self.peer_port}"
         with (self._folder / f"{self.name}.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
+                    *self._words,
                     program("etcd"),
                     *("--name", self.name, "--data-dir", str(self._folder / self.name)),
                     *("--listen-client-urls", client, "--advertise-client-urls", client),
                     *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-                    *("--listen-metrics-urls", f"http://127.0.0.1:{self._metrics_port}"),
+                    *("--listen-metrics-urls", f"http://{self._host}:{self._metrics_port}"),
                     *("--initial-cluster", ",".join(member.peer for member in cluster or (self,))),
                     # Tests kill processes, not machines: what the kernel has is safe without fsync.
                     *("--unsafe-no-fsync", "--heartbeat-interval", "10", "--election-timeout", "100"),
@@ -100,6 +112,15 @@ class EtcdServer:
     def kill(self) -> None:
         self.stop(signal.SIGKILL)
 
+    def freeze(self) -> None:
+        """Nothing moves, nothing is closed."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def empty(self) -> None:
         """Lose all data. Only while it is stopped."""
         assert self._process is None, "stop it first"
@@ -131,7 +152,7 @@ class EtcdServer:
         return next(float(line.split()[1]) for line in page.splitlines() if line.startswith(f"{name} "))
 
     def _page(self, path: str) -> str:
-        connection = http.client.HTTPConnection("127.0.0.1", self._metrics_port, timeout=2)
+        connection = http.client.HTTPConnection(self._host, self._metrics_port, timeout=2)
         try:
             connection.request("GET", path)
             return connection.getresponse().read().decode()

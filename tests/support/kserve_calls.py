@@ -38,12 +38,12 @@ class Gateway:
     def with_key(self, key: str) -> Gateway:
         return Gateway(self.stub, key)
 
-    async def ask(self, model: str, version: str = "") -> Answer:
+    async def ask(self, model: str, version: str = "", *, timeout_s: float = _TIMEOUT_S) -> Answer:
         """What the model adds to 1. Raises AioRpcError."""
         request = kserve.ModelInferRequest(model_name=model, model_version=version)
         request.inputs.add(name="x", datatype="FP32", shape=[1, 1])
         request.raw_input_contents.append(struct.pack("<f", 1.0))
-        answer = await self.stub.ModelInfer(request, metadata=self.metadata, timeout=_TIMEOUT_S)
+        answer = await self.stub.ModelInfer(request, metadata=self.metadata, timeout=timeout_s)
         return Answer(struct.unpack("<f", answer.raw_output_contents[0])[0] - 1.0, answer.model_version)
 
     async def refusal(self, model: str, version: str = "") -> tuple[grpc.StatusCode, str]:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +58,16 @@ def penstock(*words: str, data: Path | None = None, timeout_s: float = 60) -> su
 
 
 @contextmanager
-def running_mesh(data: Path, *options: str) -> Iterator[RunningMesh]:
-    """Start `penstock up`, wait until it says it is ready, stop it as Ctrl-C would; nothing of it is left."""
+def running_mesh(data: Path, *options: str, settings: Mapping[str, str] | None = None) -> Iterator[RunningMesh]:
+    """Start `penstock up`, wait until it says it is ready, stop it as Ctrl-C would; nothing of it is left.
+
+    `settings`: of its services, in their environment.
+    """
     command = [sys.executable, "-m", "cli", "up", "--data", str(data), "--grpc-port", "0", "--http-port", "0", *options]
     output = data.with_name(f"{data.name}.out")
     with output.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=ROOT, env=environment())
+        told = {**environment(), **(settings or {})}
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=ROOT, env=told)
     try:
         _await_ready(process, data, output)
         client = json.loads((data / "client.json").read_text())

@@ -46,6 +46,11 @@ class Seen:
             x25519_public_key=self.identity.x25519_public_key,
             max_in_flight=7,
             software_version="1.2.3",
+            labels=("rack=7", "spot"),
+            memory_budget_bytes=1 << 30,
+            sealed_address="127.0.0.1:5001",
+            kserve_address="127.0.0.1:5002",
+            cost=2.5,
         )
         return Presence(
             facts, self.identity, self.holdings, self.clock, random.Random(3), draining=lambda: self.draining, timing=STEADY
@@ -110,6 +115,37 @@ async def test_it_tells_what_it_is(seen: Seen) -> None:
     hardware = record.hardware
     assert (hardware.cpu_model, hardware.cpu_cores, hardware.memory_bytes, hardware.disk_free_bytes) == ("a cpu", 16, 64, 1000)
     assert [(gpu.name, gpu.memory_bytes, gpu.compute_capability) for gpu in hardware.gpus] == [("a gpu", 24, "8.9")]
+
+
+async def test_it_tells_what_placements_and_rules_ask_for_and_where_else_it_answers(seen: Seen) -> None:
+    async with joined(seen):
+        record = await seen.there()
+    assert list(record.labels) == ["rack=7", "spot"]
+    assert (record.memory_budget_bytes, record.cost) == (1 << 30, 2.5)
+    assert (record.sealed_address, record.kserve_address) == ("127.0.0.1:5001", "127.0.0.1:5002")
+
+
+async def test_a_copy_tells_what_the_budget_counts_for_it_and_not_what_was_measured(seen: Seen) -> None:
+    async with joined(seen):
+        copy = seen.copy()
+        seen.holdings.move(copy, LifeEvent.LOAD_BEGUN)
+        await settle()
+        assert [each.memory_bytes for each in (await seen.there()).models] == [0], "nobody knows before its manifest was read"
+        copy.memory_bytes = 3 << 20
+        seen.holdings.describe(copy, task=Task.TENSOR, max_batch_size=8)
+        await settle()
+        model = await seen.model()
+        assert model is not None
+        assert model.copy.memory_bytes == 3 << 20
+        seen.holdings.move(copy, LifeEvent.LOADED)
+        await settle()
+        ready, writes = await seen.model(), await seen.writes()
+        copy.measured_bytes = 5 << 20
+        await seen.clock.advance(4.5)
+        assert await seen.writes() == writes, "a number that wanders is no news"
+        await seen.clock.advance(0.5)
+        assert await seen.model() == ready
+        assert [each.memory_bytes for each in (await seen.there()).models] == [3 << 20]
 
 
 async def test_a_heartbeat_every_five_seconds_has_a_higher_number_and_the_time(seen: Seen) -> None:

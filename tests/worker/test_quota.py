@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from placement.shares import share_allows
 from runtime.errors import Code, PenstockError
-from worker.quota import Admission, Quota, QuotaGuard, QuotaPolicy, TenantQuotaReached, WorkerFull, share_allows
+from worker.quota import Admission, Quota, QuotaGuard, QuotaPolicy, TenantQuotaReached, WorkerFull
 
 SHARES = st.sampled_from([0.25, 0.5, 0.8, 0.9, 1.0])
 

@@ -43,6 +43,11 @@ class BatchPolicy:
     """By priority, where it is not the default."""
 
 
+def queue_places(spec: ModelSpec) -> int:
+    """Requests that may wait for the model."""
+    return spec.batching.max_queue_size or DEFAULT_QUEUE_SIZE
+
+
 def batch_policy(spec: ModelSpec) -> BatchPolicy:
     """What the manifest asks for, and the worker's defaults where it asks for nothing."""
     batching = spec.batching
@@ -50,7 +55,7 @@ def batch_policy(spec: ModelSpec) -> BatchPolicy:
         max_rows=spec.max_batch_size,
         delay_s=batching.max_queue_delay_us / 1e6,
         preferred_rows=frozenset(batching.preferred_batch_sizes),
-        max_requests=batching.max_queue_size or DEFAULT_QUEUE_SIZE,
+        max_requests=queue_places(spec),
         priority_levels=batching.priority_levels,
         default_priority=batching.default_priority_level,
         default_queue=batching.default_queue_policy,

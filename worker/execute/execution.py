@@ -1,4 +1,4 @@
-"""WorkerService: Execute streams for gateways, Status, Drain, and what `model_service.py` adds.
+"""WorkerService: Execute streams for gateways, Status, Drain, and what `model_service.py` and `hold_service.py` add.
 
 Owns whether this worker still takes calls, and how it stops: refuse, finish what is open, cut off what outlasts the grace, end
 the streams, set `stop`. Each stream's calls are `worker.execute.execution_stream`'s. Never runs inference itself.
@@ -22,6 +22,7 @@ from runtime.ids import WorkerId
 from runtime.serving import inner_peer
 from worker.execute.execution_stream import Draining, ExecuteStream, StreamLimits
 from worker.execute.frames import load_message, load_prefix
+from worker.execute.hold_service import HoldService
 from worker.execute.model_service import ModelService
 from worker.types import Inference
 
@@ -54,6 +55,7 @@ class Execution:
         *,
         copies: Callable[[], Iterable[worker_pb2.ModelCopy]] = tuple,
         models: ModelService | None = None,
+        holds: HoldService | None = None,
         changed: Callable[[], None] = lambda: None,
         limits: StreamLimits | None = None,
         authorise: Authorise = _by_certificate,
@@ -64,6 +66,7 @@ class Execution:
         self._stop = stop
         self._copies = copies
         self._models = models or ModelService()
+        self._holds = holds
         self._changed = changed
         self._limits = limits or StreamLimits()
         self._authorise = authorise
@@ -92,6 +95,7 @@ class Execution:
                 response_serializer=worker_pb2.DrainResponse.SerializeToString,
             ),
             **self._models.handlers(self._authorise, self.refusal),
+            **(self._holds.handlers(self._authorise, self.refusal, self._copies) if self._holds is not None else {}),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
@@ -119,19 +123,25 @@ class Execution:
             return None
         return Draining(f"worker {self._worker_id} is draining and takes no new calls; send this one to another")
 
-    def began(self) -> None:
-        """Intake: a call was taken."""
+    def began(self, hold_id: str = "") -> None:
+        """Intake: a call was taken; the place that is kept for it stays while its payload comes."""
         self._open_calls += 1
         self._idle.clear()
+        if hold_id and self._holds is not None:
+            self._holds.expect(hold_id)
 
-    def ended(self) -> None:
-        """Intake: a call that had been taken is over."""
+    def ended(self, hold_id: str = "") -> None:
+        """Intake: a call that had been taken is over, and its place is not kept for it any more."""
         self._open_calls -= 1
+        if hold_id and self._holds is not None:
+            self._holds.forgo(hold_id)
         if not self._open_calls:
             self._idle.set()
 
     async def _drain(self, grace_s: float) -> None:
         _log.info("draining", open_calls=self._open_calls, grace_s=grace_s)
+        if self._holds is not None and (why := self.refusal()) is not None:
+            self._holds.close(why)
         for stream in self._streams:
             stream.announce()
         if not await _within(self._idle, grace_s):

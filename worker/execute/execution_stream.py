@@ -67,9 +67,9 @@ class Intake(Protocol):
 
     def refusal(self) -> PenstockError | None: ...
 
-    def began(self) -> None: ...
+    def began(self, hold_id: str = "") -> None: ...
 
-    def ended(self) -> None: ...
+    def ended(self, hold_id: str = "") -> None: ...
 
 
 class _Call:
@@ -220,7 +220,7 @@ class ExecuteStream:
             self._uploading_bytes += opened.payload_bytes
         self._calls[opened.call_id] = call = _Call(opened, upload)
         self._idle.clear()
-        self._intake.began()
+        self._intake.began(opened.context.hold_id)
         if upload is None:
             self._start(call, opened.payload)
 
@@ -288,7 +288,7 @@ class ExecuteStream:
             return
         self._uploaded(call)
         del self._calls[call_id]
-        self._intake.ended()
+        self._intake.ended(call.opened.context.hold_id)
         if not self._calls:
             self._idle.set()
 

@@ -106,6 +106,7 @@ def _opened(frame: worker_pb2.RequestFrame, now_s: float) -> Opened:
             opening.priority,
             now_s + timeout_us / 1_000_000 if timeout_us else None,
             opening.traceparent,
+            hold_id=opening.hold_id,
         ),
         opening.credit,
         opening.payload_bytes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ import grpc.aio
 import numpy as np
 from google.api.httpbody_pb2 import HttpBody
 from inference import grpc_service_pb2 as kserve
+from penstock.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from penstock.worker.v1 import worker_pb2
 from prometheus_client import CollectorRegistry
 
@@ -21,9 +22,12 @@ from gateway.callers import Callers
 from gateway.keys import Keys
 from gateway.links.types import CallContext, Method
 from gateway.metrics import GatewayMetrics
+from gateway.openai.peers import BatchesClient, FilesClient
 from gateway.openai.servicer import SERVICE, OpenAIServicer
+from gateway.regions import Regions
 from gateway.targets import Targets
 from gateway.types import PublishedVersion
+from placement.copies.wishes import Placement
 from placement.types import Copy, CopyState, Request, Worker
 from placement.view import FleetView
 from runtime.clock import SystemClock
@@ -31,9 +35,13 @@ from runtime.errors import NotFound, PenstockError
 from runtime.ids import Digest, KeyId, ModelName, ModelVersion, Region, TenantId, WorkerId
 from runtime.notices import NoticeBoard
 from runtime.serving import Listen, serving
+from tests.gateway.jobs.scheduler import MemoryScheduler, kept_by
 
 SECRET, LIMITED, NARROW = "sk-good", "sk-limited", "sk-narrow"
+STRANGER, AUDITOR = "sk-stranger", "sk-auditor"
+"""The one is another tenant's, the other may look and not call."""
 PUBLISHED_AT_S = 1_700_000_000
+LOCAL = Region("local")
 
 
 def piece(text: str, finish: int = 0, prompt_tokens: int = 0, completion_tokens: int = 0) -> bytes:
@@ -63,11 +71,16 @@ class ScriptedRouter:
     async def infer(self, request: Request, payload: bytes, call: CallContext) -> bytes:
         asked = kserve.ModelInferRequest.FromString(payload)
         self.inferred.append(asked)
+        self.requests.append(request)
         self.calls.append(call)
         vectors = self.embed(asked)
         answer = kserve.ModelInferResponse(model_name=asked.model_name, raw_output_contents=[vectors.tobytes()])
         answer.outputs.add(name=asked.outputs[0].name, datatype="FP32", shape=vectors.shape)
         return answer.SerializeToString()
+
+    async def warm(self, request: Request, call: CallContext) -> None:
+        """A copy is ready."""
+        self.requests.append(request)
 
     async def stream(
         self,
@@ -104,13 +117,20 @@ def _embedded(request: kserve.ModelInferRequest) -> np.ndarray[Any, Any]:
 class FixedFleet:
     view: FleetView
     synced: bool = True
-    wanted: frozenset[str] = frozenset()
+    known: frozenset[str] = frozenset()
+    on_demand: tuple[Placement, ...] = ()
 
     def copies(self, model: str, version: str = "") -> tuple[tuple[Worker, Copy], ...]:
         return tuple(pair for pair in self.view.copies_of(ModelName(model)) if version in ("", pair[1].version))
 
     def placed(self, model: str, version: str = "") -> bool:
-        return model in self.wanted
+        return model in self.known
+
+    def regions_with(self, model: str) -> list[Region]:
+        return []
+
+    def wanted(self) -> Iterator[Placement]:
+        return iter(self.on_demand)
 
 
 @dataclass(slots=True)
@@ -145,9 +165,11 @@ class FixedCopies:
 
 @dataclass(slots=True)
 class FixedKeys:
+    revoked: set[str] = field(default_factory=set)
+
     async def resolve(self, secret_sha256: bytes) -> KeyFacts:
         for secret, facts in _KEYS.items():
-            if hashlib.sha256(secret.encode()).digest() == secret_sha256:
+            if secret not in self.revoked and hashlib.sha256(secret.encode()).digest() == secret_sha256:
                 return facts
         raise NotFound("no such key")
 
@@ -156,6 +178,8 @@ _KEYS = {
     SECRET: KeyFacts(KeyId("k1"), TenantId("acme")),
     LIMITED: KeyFacts(KeyId("k2"), TenantId("acme"), requests_per_s=0.5, burst=1),
     NARROW: KeyFacts(KeyId("k3"), TenantId("acme"), allowed_models=frozenset({"words"})),
+    STRANGER: KeyFacts(KeyId("k4"), TenantId("other")),
+    AUDITOR: KeyFacts(KeyId("k5"), TenantId("acme"), may_infer=False),
 }
 
 
@@ -172,7 +196,7 @@ def small_fleet() -> FixedFleet:
         _copy("late", "chat", CopyState.LOADING),
     )
     worker = Worker(WorkerId("w1"), Region("local"), "127.0.0.1:1", copies=copies, max_in_flight=8)
-    return FixedFleet(FleetView().with_worker(worker), wanted=frozenset({"coming"}))
+    return FixedFleet(FleetView().with_worker(worker), known=frozenset({"coming"}))
 
 
 @dataclass(slots=True)
@@ -187,6 +211,15 @@ class SmallMesh:
     router: ScriptedRouter = field(default_factory=ScriptedRouter)
     copies: FixedCopies = field(default_factory=FixedCopies)
     registry: FixedRegistry = field(default_factory=FixedRegistry)
+    regions: Regions = field(default_factory=lambda: Regions(LOCAL, lambda: (LOCAL,), header_allowed=True))
+    directory: FixedKeys = field(default_factory=FixedKeys)
+    keys: Keys | None = None
+
+    def revoke(self, secret: str) -> None:
+        """As the registry would, and tell of it."""
+        self.directory.revoked.add(secret)
+        if self.keys is not None:
+            self.keys.forget([_KEYS[secret].key_id])
 
     def count(self, method: str, model: str, code: str) -> float:
         labels = {"method": method, "model": model, "code": code}
@@ -194,9 +227,10 @@ class SmallMesh:
 
 
 def small_mesh(*, keys: bool = True, board: NoticeBoard | None = None) -> SmallMesh:
-    counted, fleet = CollectorRegistry(), small_fleet()
-    callers = Callers(Keys(FixedKeys(), SystemClock()) if keys else None, GatewayMetrics(CollectorRegistry()))
-    return SmallMesh(callers, GatewayMetrics(counted), counted, fleet, Targets(board, fleet, enforced=keys, wait_s=0.2))
+    counted, fleet, directory = CollectorRegistry(), small_fleet(), FixedKeys()
+    known = Keys(directory, SystemClock()) if keys else None
+    callers, targets = Callers(known, GatewayMetrics(CollectorRegistry())), Targets(board, fleet, enforced=keys, wait_s=0.2)
+    return SmallMesh(callers, GatewayMetrics(counted), counted, fleet, targets, directory=directory, keys=known)
 
 
 @dataclass(slots=True)
@@ -205,6 +239,23 @@ class Served:
 
     mesh: SmallMesh
     channel: grpc.aio.Channel
+    scheduler: MemoryScheduler
+
+    async def ask(self, method: str, request: Any = None, secret: str = SECRET, **fields: Any) -> Answered:
+        """One of the methods that answer once."""
+        call = getattr(self._stub, method)(request or _requests()[method](**fields), metadata=_key(secret))
+        answer = await call
+        return Answered(dict(await call.initial_metadata() or ()), [answer])
+
+    async def read(self, method: str, secret: str = SECRET, **fields: Any) -> Answered:
+        """One of the methods that answer in parts."""
+        call = getattr(self._stub, method)(_requests()[method](**fields), metadata=_key(secret))
+        messages = [message async for message in call]
+        return Answered(dict(await call.initial_metadata() or ()), messages)
+
+    @property
+    def _stub(self) -> Any:
+        return gateway_pb2_grpc.OpenAIServiceStub(self.channel)
 
     async def post(self, method: str, body: bytes, *headers: tuple[str, str], secret: str = SECRET) -> Answered:
         call = self.begin(method, body, *headers, secret=secret)
@@ -212,11 +263,20 @@ class Served:
         return Answered(dict(await call.initial_metadata() or ()), messages)
 
     def begin(self, method: str, body: bytes, *headers: tuple[str, str], secret: str = SECRET, **options: Any) -> Any:
-        metadata = (*headers, *((("authorization", f"Bearer {secret}"),) if secret else ()))
+        metadata = (*headers, *_key(secret))
         ask = self.channel.unary_stream(
             f"/{SERVICE}/{method}", request_serializer=HttpBody.SerializeToString, response_deserializer=HttpBody.FromString
         )
         return ask(HttpBody(content_type="application/json", data=body), metadata=metadata, **options)
+
+
+def _key(secret: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {secret}"),) if secret else ()
+
+
+def _requests() -> dict[str, Any]:
+    methods = gateway_pb2.DESCRIPTOR.services_by_name["OpenAIService"].methods
+    return {method.name: getattr(gateway_pb2, method.input_type.name, HttpBody) for method in methods}
 
 
 @dataclass(slots=True)
@@ -234,9 +294,10 @@ class Answered:
 
 
 @asynccontextmanager
-async def served(mesh: SmallMesh | None = None) -> AsyncIterator[Served]:
-    mesh = mesh or small_mesh()
-    servicer = OpenAIServicer(mesh)
-    async with serving([Listen("127.0.0.1", 0)], [servicer.register], [SERVICE], drain_grace_s=0.2) as running:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports[0]}") as channel:
-            yield Served(mesh, channel)
+async def served(mesh: SmallMesh | None = None, scheduler: MemoryScheduler | None = None) -> AsyncIterator[Served]:
+    mesh, scheduler = mesh or small_mesh(), scheduler or MemoryScheduler()
+    async with kept_by(scheduler) as schedulers:
+        servicer = OpenAIServicer(mesh, FilesClient(schedulers), BatchesClient(schedulers))
+        async with serving([Listen("127.0.0.1", 0)], [servicer.register], [SERVICE], drain_grace_s=0.2) as running:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports[0]}") as channel:
+                yield Served(mesh, channel, scheduler)

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.admission import KeyMissing, KeyRefused, ModelNotAllowed, RateLimited
 from gateway.openai.errors import BodyTooLarge, RequestRefused, error_answer, error_event
-from gateway.routing import FleetFull, ModelCold, ModelUnknown
+from gateway.refusals import FleetFull, ModelCold, ModelUnknown
 from runtime.errors import (
     DeadlineExceeded,
     FailedPrecondition,

@@ -13,7 +13,7 @@ import pytest
 import structlog
 from penstock.worker.v1 import worker_pb2
 
-from gateway.routing import FleetFull
+from gateway.refusals import FleetFull
 from runtime.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
 from tests.gateway.openai.mesh import ANSWER, LIMITED, NARROW, PUBLISHED_AT_S, SECRET, Served, piece, served, small_mesh
 

@@ -79,12 +79,17 @@ def test_routes_offer_no_inner_service() -> None:
     assert "/inference.GRPCInferenceService/" in offered
     assert "/penstock.gateway.v1.OpenAIService/" in offered
     assert not [prefix for prefix in offered if prefix.startswith(("/envoy.", "/penstock.worker", "/penstock.registry"))]
+    assert [prefix for prefix in offered if prefix.startswith("/penstock.scheduler")] == ["/penstock.scheduler.v1.JobService/"]
     assert "/" not in offered
     assert all(route.route.timeout.ToMilliseconds() == 0 for route in host.routes)
 
 
 def test_inner_services_are_spoken_as_json_only_when_asked_for() -> None:
-    assert annotated_services(DESCRIPTORS) == ("penstock.gateway.v1.OpenAIService",)
+    assert annotated_services(DESCRIPTORS) == (
+        "penstock.gateway.v1.OpenAIService",
+        "penstock.gateway.v1.ReservationService",
+        "penstock.scheduler.v1.JobService",
+    )
     every = annotated_services(DESCRIPTORS, ("penstock.",))
     assert {"penstock.gateway.v1.OpenAIService", "penstock.worker.v1.WorkerService"} <= set(every)
     assert http_prefixes(DESCRIPTORS, every) == ("/v1/",)

@@ -16,8 +16,9 @@ from registry.accounts.bootstrap import FirstAccounts, bootstrap
 from registry.accounts.sql import AccountSql
 from registry.accounts.types import ApiKey
 from registry.audit.trail import AuditTrail
-from registry.database import Database, open_database
+from registry.schema import REGISTRY
 from registry.seals import Seals
+from runtime.database import Database, open_database
 from runtime.errors import FailedPrecondition
 from tests.registry.harness import MASTER_KEYS, ManualClock
 
@@ -25,7 +26,7 @@ from tests.registry.harness import MASTER_KEYS, ManualClock
 @pytest.fixture
 async def database(database_address: str) -> AsyncIterator[Database]:
     """Empty."""
-    async with open_database(database_address) as opened:
+    async with open_database(database_address, REGISTRY) as opened:
         yield opened
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from registry.access.tokens import token_sha256
 from registry.accounts.last_use import LastUse
 from registry.accounts.sql import AccountSql
-from registry.database import DatabaseUnavailable
+from runtime.database import DatabaseUnavailable
 from runtime.identity import Role
 from runtime.ids import KeyId
 from tests.registry.accounts.rig import Office, bearing

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from registry.access.door import NodeDoor
 from registry.audit.trail import AuditTrail
-from registry.database import open_database
 from registry.files.composition import compose_files
 from registry.files.data_keys import DataKeys
 from registry.files.layout import PART_BYTES
@@ -21,9 +20,10 @@ from registry.files.local import LocalObjects
 from registry.files.objects import Objects
 from registry.files.stores import open_objects
 from registry.files.types import FileLimits
-from registry.schema import tenants
+from registry.schema import REGISTRY, tenants
 from registry.seals import Seals, insert_sealed
 from runtime.clock import SystemClock
+from runtime.database import open_database
 from runtime.identity import load_identity
 from runtime.process import announce
 from runtime.serving import Listen, ServerLimits, serving
@@ -58,7 +58,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     limits = replace(
         FileLimits(part_bytes=arguments.part_bytes, verifying_s=arguments.verifying_s), grace_ms=arguments.grace_ms
     )
-    async with open_objects(arguments.objects) as opened, open_database(arguments.database) as database:
+    async with open_objects(arguments.objects) as opened, open_database(arguments.database, REGISTRY) as database:
         objects: Objects = opened
         if arguments.halt_at:
             objects = HaltingObjects(Path(arguments.objects), arguments.halt_at, arguments.halt_file)

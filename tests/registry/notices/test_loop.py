@@ -12,10 +12,11 @@ import pytest
 import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from registry.database import Database, DatabaseUnavailable
 from registry.notices.loop import Teller
+from registry.schema import REGISTRY
 from runtime.backoff import Backoff
 from runtime.clock import SystemClock
+from runtime.database import Database, DatabaseUnavailable
 from runtime.identity import Authority, NodeIdentity, Role
 from runtime.ids import REGISTRY_PREFIX, ModelName, TenantId, model_notice_key
 from runtime.keyvalue import Compare, Step, TxnResult, Write
@@ -236,7 +237,7 @@ class MoodyDatabase(Database):
 
 async def test_nothing_is_lost_while_the_database_is_away(world: World, store: MemoryStore, registry: NodeIdentity) -> None:
     ground = world.ground
-    moody = MoodyDatabase(ground.database._engine)
+    moody = MoodyDatabase(ground.database._engine, REGISTRY)
     moody.on_commit = ground.database.on_commit
     moody.away = True
     teller = Teller(moody, ground.seals, ground.trail, store, registry, SystemClock(), QUICK)

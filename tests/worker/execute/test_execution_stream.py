@@ -26,9 +26,11 @@ class Engine:
     verdicts: dict[str, asyncio.Future[bytes]] = field(default_factory=dict)
     made: Counter[str] = field(default_factory=Counter)
     payloads: dict[str, bytes] = field(default_factory=dict)
+    contexts: dict[str, CallContext] = field(default_factory=dict)
 
     async def infer(self, model: str, version: str, payload: bytes, call: CallContext) -> bytes:
         self.payloads[call.request_id] = payload
+        self.contexts[call.request_id] = call
         verdict = self.verdicts.setdefault(call.request_id, asyncio.get_running_loop().create_future())
         return await verdict
 
@@ -53,10 +55,10 @@ class Intake:
     def refusal(self) -> PenstockError | None:
         return self.why
 
-    def began(self) -> None:
+    def began(self, hold_id: str = "") -> None:
         self.open += 1
 
-    def ended(self) -> None:
+    def ended(self, hold_id: str = "") -> None:
         self.open -= 1
 
 
@@ -138,6 +140,20 @@ async def test_a_stream_without_answers_hears_how_busy_the_worker_is() -> None:
         inbox.put_nowait(None)
         await running
     assert [worker_pb2.ExecuteResponse.FromString(message).load.in_flight for message in told] == [1, 9]
+
+
+async def test_the_place_that_is_kept_for_a_call_is_named_to_whoever_lets_it_in() -> None:
+    gateway, frame = Gateway(), opening(1)
+    frame.open.hold_id = "f" * 32
+    gateway.send(frame, opening(2))
+    gateway.close()
+    running = asyncio.ensure_future(gateway.run())
+    while len(gateway.engine.verdicts) < 2:
+        await asyncio.sleep(0)
+    for verdict in gateway.engine.verdicts.values():
+        verdict.set_result(b"")
+    await running
+    assert [gateway.engine.contexts[each].hold_id for each in "12"] == ["f" * 32, ""]
 
 
 plans = st.lists(

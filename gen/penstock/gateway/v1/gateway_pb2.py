@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
+from penstock.worker.v1 import presence_pb2 as penstock_dot_worker_dot_v1_dot_presence__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!penstock/gateway/v1/gateway.proto\x12\x13penstock.gateway.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\"\x13\n\x11ListModelsRequest\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t2\xf3\x03\n\rOpenAIService\x12\x65\n\x14\x43reateChatCompletion\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1f\x82\xd3\xe4\x93\x02\x19\"\x14/v1/chat/completions:\x01*0\x01\x12\\\n\x10\x43reateCompletion\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1a\x82\xd3\xe4\x93\x02\x14\"\x0f/v1/completions:\x01*0\x01\x12Y\n\x10\x43reateEmbeddings\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x19\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/embeddings:\x01*\x12^\n\nListModels\x12&.penstock.gateway.v1.ListModelsRequest\x1a\x14.google.api.HttpBody\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\x62\n\x08GetModel\x12$.penstock.gateway.v1.GetModelRequest\x1a\x14.google.api.HttpBody\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/models/{model}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!penstock/gateway/v1/gateway.proto\x12\x13penstock.gateway.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a!penstock/worker/v1/presence.proto\"\x13\n\x11ListModelsRequest\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"P\n\x10ListFilesRequest\x12\x0f\n\x07purpose\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\x12\r\n\x05order\x18\x04 \x01(\t\"!\n\x0eGetFileRequest\x12\x0f\n\x07\x66ile_id\x18\x01 \x01(\t\"$\n\x11\x44\x65leteFileRequest\x12\x0f\n\x07\x66ile_id\x18\x01 \x01(\t\"(\n\x15GetFileContentRequest\x12\x0f\n\x07\x66ile_id\x18\x01 \x01(\t\"2\n\x12ListBatchesRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\"#\n\x0fGetBatchRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\"&\n\x12\x43\x61ncelBatchRequest\x12\x10\n\x08\x62\x61tch_id\x18\x01 \x01(\t\"`\n\x18\x43reateReservationRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\x04\x12\x14\n\x0ctoken_sha256\x18\x04 \x01(\x0c\"\xc6\x01\n\x19\x43reateReservationResponse\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x32\n\x08presence\x18\x05 \x01(\x0b\x32 .penstock.worker.v1.SignedRecord\x12\x15\n\rexpires_at_ms\x18\x06 \x01(\x03\x12\x11\n\tauthority\x18\x07 \x01(\x0c\"2\n\x18\x44\x65leteReservationRequest\x12\x16\n\x0ereservation_id\x18\x01 \x01(\t\"\x1b\n\x19\x44\x65leteReservationResponse2\xfa\n\n\rOpenAIService\x12\x65\n\x14\x43reateChatCompletion\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1f\x82\xd3\xe4\x93\x02\x19\"\x14/v1/chat/completions:\x01*0\x01\x12\\\n\x10\x43reateCompletion\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1a\x82\xd3\xe4\x93\x02\x14\"\x0f/v1/completions:\x01*0\x01\x12Y\n\x10\x43reateEmbeddings\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x19\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/embeddings:\x01*\x12^\n\nListModels\x12&.penstock.gateway.v1.ListModelsRequest\x1a\x14.google.api.HttpBody\"\x12\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\x62\n\x08GetModel\x12$.penstock.gateway.v1.GetModelRequest\x1a\x14.google.api.HttpBody\"\x1a\x82\xd3\xe4\x93\x02\x14\x12\x12/v1/models/{model}\x12N\n\nCreateFile\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x14\x82\xd3\xe4\x93\x02\x0e\"\t/v1/files:\x01*\x12[\n\tListFiles\x12%.penstock.gateway.v1.ListFilesRequest\x1a\x14.google.api.HttpBody\"\x11\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/files\x12\x61\n\x07GetFile\x12#.penstock.gateway.v1.GetFileRequest\x1a\x14.google.api.HttpBody\"\x1b\x82\xd3\xe4\x93\x02\x15\x12\x13/v1/files/{file_id}\x12g\n\nDeleteFile\x12&.penstock.gateway.v1.DeleteFileRequest\x1a\x14.google.api.HttpBody\"\x1b\x82\xd3\xe4\x93\x02\x15*\x13/v1/files/{file_id}\x12y\n\x0eGetFileContent\x12*.penstock.gateway.v1.GetFileContentRequest\x1a\x14.google.api.HttpBody\"#\x82\xd3\xe4\x93\x02\x1d\x12\x1b/v1/files/{file_id}/content0\x01\x12Q\n\x0b\x43reateBatch\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x16\x82\xd3\xe4\x93\x02\x10\"\x0b/v1/batches:\x01*\x12\x61\n\x0bListBatches\x12\'.penstock.gateway.v1.ListBatchesRequest\x1a\x14.google.api.HttpBody\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/batches\x12\x66\n\x08GetBatch\x12$.penstock.gateway.v1.GetBatchRequest\x1a\x14.google.api.HttpBody\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x16/v1/batches/{batch_id}\x12s\n\x0b\x43\x61ncelBatch\x12\'.penstock.gateway.v1.CancelBatchRequest\x1a\x14.google.api.HttpBody\"%\x82\xd3\xe4\x93\x02\x1f\"\x1d/v1/batches/{batch_id}/cancel2\xc6\x02\n\x12ReservationService\x12\x8f\x01\n\x11\x43reateReservation\x12-.penstock.gateway.v1.CreateReservationRequest\x1a..penstock.gateway.v1.CreateReservationResponse\"\x1b\x82\xd3\xe4\x93\x02\x15\"\x10/v1/reservations:\x01*\x12\x9d\x01\n\x11\x44\x65leteReservation\x12-.penstock.gateway.v1.DeleteReservationRequest\x1a..penstock.gateway.v1.DeleteReservationResponse\")\x82\xd3\xe4\x93\x02#*!/v1/reservations/{reservation_id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,10 +44,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENAISERVICE'].methods_by_name['ListModels']._serialized_options = b'\202\323\344\223\002\014\022\n/v1/models'
   _globals['_OPENAISERVICE'].methods_by_name['GetModel']._loaded_options = None
   _globals['_OPENAISERVICE'].methods_by_name['GetModel']._serialized_options = b'\202\323\344\223\002\024\022\022/v1/models/{model}'
-  _globals['_LISTMODELSREQUEST']._serialized_start=115
-  _globals['_LISTMODELSREQUEST']._serialized_end=134
-  _globals['_GETMODELREQUEST']._serialized_start=136
-  _globals['_GETMODELREQUEST']._serialized_end=168
-  _globals['_OPENAISERVICE']._serialized_start=171
-  _globals['_OPENAISERVICE']._serialized_end=670
+  _globals['_OPENAISERVICE'].methods_by_name['CreateFile']._loaded_options = None
+  _globals['_OPENAISERVICE'].methods_by_name['CreateFile']._serialized_options = b'\202\323\344\223\002\016\"\t/v1/files:\001*'
+  _globals['_OPENAISERVICE'].methods_by_name['ListFiles']._loaded_options = None
+  _globals['_OPENAISERVICE'].methods_by_name['ListFiles']._serialized_options = b'\202\323\344\223\002\013\022\t/v1/files'
+  _globals['_OPENAISERVICE'].methods_by_name['GetFile']._loaded_options = None
+  _globals['_OPENAISERVICE'].methods_by_name['GetFile']._serialized_options = b'\202\323\344\223\002\025\022\023/v1/files/{file_id}'
+  _globals['_OPENAISERVICE'].methods_by_name['DeleteFile']._loaded_options = None
+  _globals['_OPENAISERVICE'].methods_by_name['DeleteFile']._serialized_options = b'\202\323\344\223\002\025*\023/v1/files/{file_id}'
+  _globals['_OPENAISERVICE'].methods_by_name['GetFileContent']._loaded_options = None
+  _globals['_OPENAISERVICE'].methods_by_name['GetFileContent']._serialized_options = b'\202\323\344\223\002\035\022\033/v1/files/{file_id}/content'
+  _globals['_OPENAISERVICE'].methods_by_name['CreateBatch']._loaded_options = None
+  _globals['_OPENAISERVICE'].methods_by_name['CreateBatch']._serialized_options = b'\202\323\344\223\002\020\"\013/v1/batches:\001*'
+  _globals['_OPENAISERVICE'].methods_by_name['ListBatches']._loaded_options = None
+  _globals['_OPENAISERVICE'].methods_by_name['ListBatches']._serialized_options = b'\202\323\344\223\002\r\022\013/v1/batches'
+  _globals['_OPENAISERVICE'].methods_by_name['GetBatch']._loaded_options = None
+  _globals['_OPENAISERVICE'].methods_by_name['GetBatch']._serialized_options = b'\202\323\344\223\002\030\022\026/v1/batches/{batch_id}'
+  _globals['_OPENAISERVICE'].methods_by_name['CancelBatch']._loaded_options = None
+  _globals['_OPENAISERVICE'].methods_by_name['CancelBatch']._serialized_options = b'\202\323\344\223\002\037\"\035/v1/batches/{batch_id}/cancel'
+  _globals['_RESERVATIONSERVICE'].methods_by_name['CreateReservation']._loaded_options = None
+  _globals['_RESERVATIONSERVICE'].methods_by_name['CreateReservation']._serialized_options = b'\202\323\344\223\002\025\"\020/v1/reservations:\001*'
+  _globals['_RESERVATIONSERVICE'].methods_by_name['DeleteReservation']._loaded_options = None
+  _globals['_RESERVATIONSERVICE'].methods_by_name['DeleteReservation']._serialized_options = b'\202\323\344\223\002#*!/v1/reservations/{reservation_id}'
+  _globals['_LISTMODELSREQUEST']._serialized_start=150
+  _globals['_LISTMODELSREQUEST']._serialized_end=169
+  _globals['_GETMODELREQUEST']._serialized_start=171
+  _globals['_GETMODELREQUEST']._serialized_end=203
+  _globals['_LISTFILESREQUEST']._serialized_start=205
+  _globals['_LISTFILESREQUEST']._serialized_end=285
+  _globals['_GETFILEREQUEST']._serialized_start=287
+  _globals['_GETFILEREQUEST']._serialized_end=320
+  _globals['_DELETEFILEREQUEST']._serialized_start=322
+  _globals['_DELETEFILEREQUEST']._serialized_end=358
+  _globals['_GETFILECONTENTREQUEST']._serialized_start=360
+  _globals['_GETFILECONTENTREQUEST']._serialized_end=400
+  _globals['_LISTBATCHESREQUEST']._serialized_start=402
+  _globals['_LISTBATCHESREQUEST']._serialized_end=452
+  _globals['_GETBATCHREQUEST']._serialized_start=454
+  _globals['_GETBATCHREQUEST']._serialized_end=489
+  _globals['_CANCELBATCHREQUEST']._serialized_start=491
+  _globals['_CANCELBATCHREQUEST']._serialized_end=529
+  _globals['_CREATERESERVATIONREQUEST']._serialized_start=531
+  _globals['_CREATERESERVATIONREQUEST']._serialized_end=627
+  _globals['_CREATERESERVATIONRESPONSE']._serialized_start=630
+  _globals['_CREATERESERVATIONRESPONSE']._serialized_end=828
+  _globals['_DELETERESERVATIONREQUEST']._serialized_start=830
+  _globals['_DELETERESERVATIONREQUEST']._serialized_end=880
+  _globals['_DELETERESERVATIONRESPONSE']._serialized_start=882
+  _globals['_DELETERESERVATIONRESPONSE']._serialized_end=909
+  _globals['_OPENAISERVICE']._serialized_start=912
+  _globals['_OPENAISERVICE']._serialized_end=2314
+  _globals['_RESERVATIONSERVICE']._serialized_start=2317
+  _globals['_RESERVATIONSERVICE']._serialized_end=2643
 # @@protoc_insertion_point(module_scope)

@@ -24,6 +24,16 @@ class OpenAIServiceStub:
     CreateEmbeddings: _aio.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
     ListModels: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListModelsRequest, _httpbody_pb2.HttpBody]
     GetModel: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetModelRequest, _httpbody_pb2.HttpBody]
+    CreateFile: _aio.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
+    """multipart/form-data: file, purpose, and expires_after where the client says it."""
+    ListFiles: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListFilesRequest, _httpbody_pb2.HttpBody]
+    GetFile: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetFileRequest, _httpbody_pb2.HttpBody]
+    DeleteFile: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DeleteFileRequest, _httpbody_pb2.HttpBody]
+    GetFileContent: _aio.UnaryStreamMultiCallable[_gateway_pb2.GetFileContentRequest, _httpbody_pb2.HttpBody]
+    CreateBatch: _aio.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
+    ListBatches: _aio.UnaryUnaryMultiCallable[_gateway_pb2.ListBatchesRequest, _httpbody_pb2.HttpBody]
+    GetBatch: _aio.UnaryUnaryMultiCallable[_gateway_pb2.GetBatchRequest, _httpbody_pb2.HttpBody]
+    CancelBatch: _aio.UnaryUnaryMultiCallable[_gateway_pb2.CancelBatchRequest, _httpbody_pb2.HttpBody]
 
 class OpenAIServiceServicer(metaclass=_abc_1.ABCMeta):
     """The OpenAI API. A plain answer is one message of content type application/json; a streamed one is many of text/event-stream."""
@@ -63,4 +73,94 @@ class OpenAIServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_gateway_pb2.GetModelRequest, _abc.Awaitable[_httpbody_pb2.HttpBody]],
     ) -> _abc.Awaitable[_httpbody_pb2.HttpBody]: ...
 
+    @_abc_1.abstractmethod
+    def CreateFile(
+        self,
+        request: _httpbody_pb2.HttpBody,
+        context: _aio.ServicerContext[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]],
+    ) -> _abc.Awaitable[_httpbody_pb2.HttpBody]:
+        """multipart/form-data: file, purpose, and expires_after where the client says it."""
+
+    @_abc_1.abstractmethod
+    def ListFiles(
+        self,
+        request: _gateway_pb2.ListFilesRequest,
+        context: _aio.ServicerContext[_gateway_pb2.ListFilesRequest, _abc.Awaitable[_httpbody_pb2.HttpBody]],
+    ) -> _abc.Awaitable[_httpbody_pb2.HttpBody]: ...
+
+    @_abc_1.abstractmethod
+    def GetFile(
+        self,
+        request: _gateway_pb2.GetFileRequest,
+        context: _aio.ServicerContext[_gateway_pb2.GetFileRequest, _abc.Awaitable[_httpbody_pb2.HttpBody]],
+    ) -> _abc.Awaitable[_httpbody_pb2.HttpBody]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteFile(
+        self,
+        request: _gateway_pb2.DeleteFileRequest,
+        context: _aio.ServicerContext[_gateway_pb2.DeleteFileRequest, _abc.Awaitable[_httpbody_pb2.HttpBody]],
+    ) -> _abc.Awaitable[_httpbody_pb2.HttpBody]: ...
+
+    @_abc_1.abstractmethod
+    def GetFileContent(
+        self,
+        request: _gateway_pb2.GetFileContentRequest,
+        context: _aio.ServicerContext[_gateway_pb2.GetFileContentRequest, _abc.AsyncIterator[_httpbody_pb2.HttpBody]],
+    ) -> _abc.AsyncIterator[_httpbody_pb2.HttpBody]: ...
+
+    @_abc_1.abstractmethod
+    def CreateBatch(
+        self,
+        request: _httpbody_pb2.HttpBody,
+        context: _aio.ServicerContext[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]],
+    ) -> _abc.Awaitable[_httpbody_pb2.HttpBody]: ...
+
+    @_abc_1.abstractmethod
+    def ListBatches(
+        self,
+        request: _gateway_pb2.ListBatchesRequest,
+        context: _aio.ServicerContext[_gateway_pb2.ListBatchesRequest, _abc.Awaitable[_httpbody_pb2.HttpBody]],
+    ) -> _abc.Awaitable[_httpbody_pb2.HttpBody]: ...
+
+    @_abc_1.abstractmethod
+    def GetBatch(
+        self,
+        request: _gateway_pb2.GetBatchRequest,
+        context: _aio.ServicerContext[_gateway_pb2.GetBatchRequest, _abc.Awaitable[_httpbody_pb2.HttpBody]],
+    ) -> _abc.Awaitable[_httpbody_pb2.HttpBody]: ...
+
+    @_abc_1.abstractmethod
+    def CancelBatch(
+        self,
+        request: _gateway_pb2.CancelBatchRequest,
+        context: _aio.ServicerContext[_gateway_pb2.CancelBatchRequest, _abc.Awaitable[_httpbody_pb2.HttpBody]],
+    ) -> _abc.Awaitable[_httpbody_pb2.HttpBody]: ...
+
 def add_OpenAIServiceServicer_to_server(servicer: OpenAIServiceServicer, server: _aio.Server) -> None: ...
+
+class ReservationServiceStub:
+    """A place on one worker, and what it takes to talk to that worker alone."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateReservation: _aio.UnaryUnaryMultiCallable[_gateway_pb2.CreateReservationRequest, _gateway_pb2.CreateReservationResponse]
+    DeleteReservation: _aio.UnaryUnaryMultiCallable[_gateway_pb2.DeleteReservationRequest, _gateway_pb2.DeleteReservationResponse]
+
+class ReservationServiceServicer(metaclass=_abc_1.ABCMeta):
+    """A place on one worker, and what it takes to talk to that worker alone."""
+
+    @_abc_1.abstractmethod
+    def CreateReservation(
+        self,
+        request: _gateway_pb2.CreateReservationRequest,
+        context: _aio.ServicerContext[_gateway_pb2.CreateReservationRequest, _abc.Awaitable[_gateway_pb2.CreateReservationResponse]],
+    ) -> _abc.Awaitable[_gateway_pb2.CreateReservationResponse]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteReservation(
+        self,
+        request: _gateway_pb2.DeleteReservationRequest,
+        context: _aio.ServicerContext[_gateway_pb2.DeleteReservationRequest, _abc.Awaitable[_gateway_pb2.DeleteReservationResponse]],
+    ) -> _abc.Awaitable[_gateway_pb2.DeleteReservationResponse]: ...
+
+def add_ReservationServiceServicer_to_server(servicer: ReservationServiceServicer, server: _aio.Server) -> None: ...

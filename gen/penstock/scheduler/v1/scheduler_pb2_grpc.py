@@ -54,6 +54,46 @@ class FleetServiceStub:
                 request_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ListPlacementsRequest.SerializeToString,
                 response_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ListPlacementsResponse.FromString,
                 _registered_method=True)
+        self.ReportDemand = channel.stream_unary(
+                '/penstock.scheduler.v1.FleetService/ReportDemand',
+                request_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportDemandRequest.SerializeToString,
+                response_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportDemandResponse.FromString,
+                _registered_method=True)
+        self.AwaitCapacity = channel.unary_unary(
+                '/penstock.scheduler.v1.FleetService/AwaitCapacity',
+                request_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.AwaitCapacityRequest.SerializeToString,
+                response_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.AwaitCapacityResponse.FromString,
+                _registered_method=True)
+        self.Reserve = channel.unary_unary(
+                '/penstock.scheduler.v1.FleetService/Reserve',
+                request_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReserveRequest.SerializeToString,
+                response_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReserveResponse.FromString,
+                _registered_method=True)
+        self.ReleaseReservation = channel.unary_unary(
+                '/penstock.scheduler.v1.FleetService/ReleaseReservation',
+                request_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReleaseReservationRequest.SerializeToString,
+                response_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReleaseReservationResponse.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/penstock.scheduler.v1.FleetService/Drain',
+                request_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainRequest.SerializeToString,
+                response_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/penstock.scheduler.v1.FleetService/Explain',
+                request_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainResponse.FromString,
+                _registered_method=True)
+        self.GetRoutingPolicy = channel.unary_unary(
+                '/penstock.scheduler.v1.FleetService/GetRoutingPolicy',
+                request_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.GetRoutingPolicyRequest.SerializeToString,
+                response_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.GetRoutingPolicyResponse.FromString,
+                _registered_method=True)
+        self.SetRoutingPolicy = channel.unary_unary(
+                '/penstock.scheduler.v1.FleetService/SetRoutingPolicy',
+                request_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.SetRoutingPolicyRequest.SerializeToString,
+                response_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.SetRoutingPolicyResponse.FromString,
+                _registered_method=True)
 
 
 class FleetServiceServicer:
@@ -85,6 +125,62 @@ class FleetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportDemand(self, request_iterator, context):
+        """What was asked of one gateway, and how busy it finds the workers: a message a second, to every scheduler it knows, for as
+        long as the gateway lives. What it told is forgotten soon after the stream ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AwaitCapacity(self, request, context):
+        """Wait for room: for a place on a worker that is full, for a copy that is to be loaded. Answered by the region's leader alone.
+        Answers RESOURCE_EXHAUSTED with RetryInfo where the queue is full or time would not suffice.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reserve(self, request, context):
+        """A place on one worker, kept for a client that will talk to that worker alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseReservation(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Have a worker finish what it has and leave. Returns when it was told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """For one request: every candidate, each score, and why it lost. Changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRoutingPolicy(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRoutingPolicy(self, request, context):
+        """Replaces it whole. Reaches gateways by WatchFleet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -107,6 +203,46 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.ListPlacements,
                     request_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ListPlacementsRequest.FromString,
                     response_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ListPlacementsResponse.SerializeToString,
+            ),
+            'ReportDemand': grpc.stream_unary_rpc_method_handler(
+                    servicer.ReportDemand,
+                    request_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportDemandRequest.FromString,
+                    response_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportDemandResponse.SerializeToString,
+            ),
+            'AwaitCapacity': grpc.unary_unary_rpc_method_handler(
+                    servicer.AwaitCapacity,
+                    request_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.AwaitCapacityRequest.FromString,
+                    response_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.AwaitCapacityResponse.SerializeToString,
+            ),
+            'Reserve': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reserve,
+                    request_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReserveRequest.FromString,
+                    response_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReserveResponse.SerializeToString,
+            ),
+            'ReleaseReservation': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseReservation,
+                    request_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReleaseReservationRequest.FromString,
+                    response_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReleaseReservationResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainRequest.FromString,
+                    response_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainRequest.FromString,
+                    response_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainResponse.SerializeToString,
+            ),
+            'GetRoutingPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRoutingPolicy,
+                    request_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.GetRoutingPolicyRequest.FromString,
+                    response_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.GetRoutingPolicyResponse.SerializeToString,
+            ),
+            'SetRoutingPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRoutingPolicy,
+                    request_deserializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.SetRoutingPolicyRequest.FromString,
+                    response_serializer=penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.SetRoutingPolicyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -217,6 +353,222 @@ class FleetService:
             '/penstock.scheduler.v1.FleetService/ListPlacements',
             penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ListPlacementsRequest.SerializeToString,
             penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ListPlacementsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportDemand(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/penstock.scheduler.v1.FleetService/ReportDemand',
+            penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportDemandRequest.SerializeToString,
+            penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReportDemandResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitCapacity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.scheduler.v1.FleetService/AwaitCapacity',
+            penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.AwaitCapacityRequest.SerializeToString,
+            penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.AwaitCapacityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reserve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.scheduler.v1.FleetService/Reserve',
+            penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReserveRequest.SerializeToString,
+            penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReserveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseReservation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.scheduler.v1.FleetService/ReleaseReservation',
+            penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReleaseReservationRequest.SerializeToString,
+            penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ReleaseReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.scheduler.v1.FleetService/Drain',
+            penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainRequest.SerializeToString,
+            penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.scheduler.v1.FleetService/Explain',
+            penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainRequest.SerializeToString,
+            penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRoutingPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.scheduler.v1.FleetService/GetRoutingPolicy',
+            penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.GetRoutingPolicyRequest.SerializeToString,
+            penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.GetRoutingPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRoutingPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.scheduler.v1.FleetService/SetRoutingPolicy',
+            penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.SetRoutingPolicyRequest.SerializeToString,
+            penstock_dot_scheduler_dot_v1_dot_scheduler__pb2.SetRoutingPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from penstock.worker.v1 import worker_pb2 as penstock_dot_worker_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!penstock/worker/v1/presence.proto\x12\x12penstock.worker.v1\x1a\x1fpenstock/worker/v1/worker.proto\"\xa0\x02\n\x08Presence\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05tiers\x18\x04 \x03(\t\x12.\n\x08hardware\x18\x05 \x01(\x0b\x32\x1c.penstock.worker.v1.Hardware\x12-\n\x06models\x18\x06 \x03(\x0b\x32\x1d.penstock.worker.v1.ModelCopy\x12\x19\n\x11x25519_public_key\x18\x07 \x01(\x0c\x12\x10\n\x08sequence\x18\x08 \x01(\x04\x12\x14\n\x0cwall_time_ms\x18\t \x01(\x03\x12\x15\n\rmax_in_flight\x18\n \x01(\r\x12\x18\n\x10software_version\x18\x0b \x01(\t\"\x86\x01\n\x08Hardware\x12\x11\n\tcpu_model\x18\x01 \x01(\t\x12\x11\n\tcpu_cores\x18\x02 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x17\n\x0f\x64isk_free_bytes\x18\x04 \x01(\x04\x12%\n\x04gpus\x18\x05 \x03(\x0b\x32\x17.penstock.worker.v1.Gpu\"E\n\x03Gpu\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12\x63ompute_capability\x18\x03 \x01(\t\"\x87\x01\n\rModelPresence\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12+\n\x04\x63opy\x18\x03 \x01(\x0b\x32\x1d.penstock.worker.v1.ModelCopy\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x14\n\x0cwall_time_ms\x18\x05 \x01(\x03\"c\n\x0cSignedRecord\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x1a\n\x12\x65\x64\x32\x35\x35\x31\x39_public_key\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!penstock/worker/v1/presence.proto\x12\x12penstock.worker.v1\x1a\x1fpenstock/worker/v1/worker.proto\"\x8b\x03\n\x08Presence\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05tiers\x18\x04 \x03(\t\x12.\n\x08hardware\x18\x05 \x01(\x0b\x32\x1c.penstock.worker.v1.Hardware\x12-\n\x06models\x18\x06 \x03(\x0b\x32\x1d.penstock.worker.v1.ModelCopy\x12\x19\n\x11x25519_public_key\x18\x07 \x01(\x0c\x12\x10\n\x08sequence\x18\x08 \x01(\x04\x12\x14\n\x0cwall_time_ms\x18\t \x01(\x03\x12\x15\n\rmax_in_flight\x18\n \x01(\r\x12\x18\n\x10software_version\x18\x0b \x01(\t\x12\x0e\n\x06labels\x18\x0c \x03(\t\x12\x1b\n\x13memory_budget_bytes\x18\r \x01(\x04\x12\x16\n\x0esealed_address\x18\x0e \x01(\t\x12\x16\n\x0ekserve_address\x18\x0f \x01(\t\x12\x0c\n\x04\x63ost\x18\x10 \x01(\x01\"\x86\x01\n\x08Hardware\x12\x11\n\tcpu_model\x18\x01 \x01(\t\x12\x11\n\tcpu_cores\x18\x02 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x17\n\x0f\x64isk_free_bytes\x18\x04 \x01(\x04\x12%\n\x04gpus\x18\x05 \x03(\x0b\x32\x17.penstock.worker.v1.Gpu\"E\n\x03Gpu\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12\x63ompute_capability\x18\x03 \x01(\t\"\x87\x01\n\rModelPresence\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0e\n\x06region\x18\x02 \x01(\t\x12+\n\x04\x63opy\x18\x03 \x01(\x0b\x32\x1d.penstock.worker.v1.ModelCopy\x12\x10\n\x08sequence\x18\x04 \x01(\x04\x12\x14\n\x0cwall_time_ms\x18\x05 \x01(\x03\"c\n\x0cSignedRecord\x12\x0f\n\x07payload\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x1a\n\x12\x65\x64\x32\x35\x35\x31\x39_public_key\x18\x03 \x01(\x0c\x12\x13\n\x0b\x63\x65rtificate\x18\x04 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,13 +33,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock.worker.v1.presence
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PRESENCE']._serialized_start=91
-  _globals['_PRESENCE']._serialized_end=379
-  _globals['_HARDWARE']._serialized_start=382
-  _globals['_HARDWARE']._serialized_end=516
-  _globals['_GPU']._serialized_start=518
-  _globals['_GPU']._serialized_end=587
-  _globals['_MODELPRESENCE']._serialized_start=590
-  _globals['_MODELPRESENCE']._serialized_end=725
-  _globals['_SIGNEDRECORD']._serialized_start=727
-  _globals['_SIGNEDRECORD']._serialized_end=826
+  _globals['_PRESENCE']._serialized_end=486
+  _globals['_HARDWARE']._serialized_start=489
+  _globals['_HARDWARE']._serialized_end=623
+  _globals['_GPU']._serialized_start=625
+  _globals['_GPU']._serialized_end=694
+  _globals['_MODELPRESENCE']._serialized_start=697
+  _globals['_MODELPRESENCE']._serialized_end=832
+  _globals['_SIGNEDRECORD']._serialized_start=834
+  _globals['_SIGNEDRECORD']._serialized_end=933
 # @@protoc_insertion_point(module_scope)

@@ -36,6 +36,11 @@ class Presence(_message.Message):
     WALL_TIME_MS_FIELD_NUMBER: _builtins.int
     MAX_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     SOFTWARE_VERSION_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    MEMORY_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    SEALED_ADDRESS_FIELD_NUMBER: _builtins.int
+    KSERVE_ADDRESS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     region: _builtins.str
     address: _builtins.str
@@ -48,12 +53,24 @@ class Presence(_message.Message):
     max_in_flight: _builtins.int
     """Requests the worker takes at once."""
     software_version: _builtins.str
+    memory_budget_bytes: _builtins.int
+    """What models may take of its memory, all together; 0: it does not say."""
+    sealed_address: _builtins.str
+    """host:port of SealedService; empty: it has none."""
+    kserve_address: _builtins.str
+    """host:port of inference.GRPCInferenceService; empty: it has none."""
+    cost: _builtins.float
+    """What a request here costs beside one elsewhere; 0: 1."""
     @_builtins.property
     def tiers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def hardware(self) -> Global___Hardware: ...
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_worker_pb2.ModelCopy]: ...
+    @_builtins.property
+    def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What an operator called it: names such as "spot", or pairs such as "rack=7"."""
+
     def __init__(
         self,
         *,
@@ -68,10 +85,15 @@ class Presence(_message.Message):
         wall_time_ms: _builtins.int = ...,
         max_in_flight: _builtins.int = ...,
         software_version: _builtins.str = ...,
+        labels: _abc.Iterable[_builtins.str] | None = ...,
+        memory_budget_bytes: _builtins.int = ...,
+        sealed_address: _builtins.str = ...,
+        kserve_address: _builtins.str = ...,
+        cost: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hardware", b"hardware"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "hardware", b"hardware", "max_in_flight", b"max_in_flight", "models", b"models", "region", b"region", "sequence", b"sequence", "software_version", b"software_version", "tiers", b"tiers", "wall_time_ms", b"wall_time_ms", "worker_id", b"worker_id", "x25519_public_key", b"x25519_public_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cost", b"cost", "hardware", b"hardware", "kserve_address", b"kserve_address", "labels", b"labels", "max_in_flight", b"max_in_flight", "memory_budget_bytes", b"memory_budget_bytes", "models", b"models", "region", b"region", "sealed_address", b"sealed_address", "sequence", b"sequence", "software_version", b"software_version", "tiers", b"tiers", "wall_time_ms", b"wall_time_ms", "worker_id", b"worker_id", "x25519_public_key", b"x25519_public_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

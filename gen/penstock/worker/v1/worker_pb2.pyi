@@ -163,6 +163,7 @@ class RequestOpen(_message.Message):
     CREDIT_FIELD_NUMBER: _builtins.int
     PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     PAYLOAD_FIELD_NUMBER: _builtins.int
+    HOLD_ID_FIELD_NUMBER: _builtins.int
     method: Global___Method.ValueType
     model: _builtins.str
     version: _builtins.str
@@ -180,6 +181,8 @@ class RequestOpen(_message.Message):
     """The whole payload's size, so that a limit refuses before the bytes arrive."""
     payload: _builtins.bytes
     """The first part of the payload; all of it when payload_end is set."""
+    hold_id: _builtins.str
+    """The place that is kept for it; empty: it takes one of its own. One that is not there any more is as none."""
     def __init__(
         self,
         *,
@@ -194,10 +197,11 @@ class RequestOpen(_message.Message):
         credit: _builtins.int = ...,
         payload_bytes: _builtins.int = ...,
         payload: _builtins.bytes = ...,
+        hold_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "method", b"method", "model", b"model", "payload", b"payload", "payload_bytes", b"payload_bytes", "priority", b"priority", "request_id", b"request_id", "tenant", b"tenant", "timeout_us", b"timeout_us", "traceparent", b"traceparent", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credit", b"credit", "hold_id", b"hold_id", "method", b"method", "model", b"model", "payload", b"payload", "payload_bytes", b"payload_bytes", "priority", b"priority", "request_id", b"request_id", "tenant", b"tenant", "timeout_us", b"timeout_us", "traceparent", b"traceparent", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -835,6 +839,7 @@ class ModelCopy(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
     MAX_BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     version: _builtins.str
     digest: _builtins.str
@@ -846,6 +851,8 @@ class ModelCopy(_message.Message):
     """tensor, chat, completion or embedding."""
     max_batch_size: _builtins.int
     """Rows that one execution takes; 0 = no batch dimension."""
+    memory_bytes: _builtins.int
+    """What it takes of the worker's memory, or is thought to take while it loads; 0: unknown."""
     def __init__(
         self,
         *,
@@ -856,11 +863,113 @@ class ModelCopy(_message.Message):
         reason: _builtins.str = ...,
         task: _builtins.str = ...,
         max_batch_size: _builtins.int = ...,
+        memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "max_batch_size", b"max_batch_size", "model", b"model", "reason", b"reason", "state", b"state", "task", b"task", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "max_batch_size", b"max_batch_size", "memory_bytes", b"memory_bytes", "model", b"model", "reason", b"reason", "state", b"state", "task", b"task", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelCopy: _TypeAlias = ModelCopy  # noqa: Y015
+
+@_typing.final
+class HoldSlotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    TOKEN_SHA256_FIELD_NUMBER: _builtins.int
+    hold_id: _builtins.str
+    """Chosen by the asker: 128 random bits, hex."""
+    model: _builtins.str
+    version: _builtins.str
+    """Empty: the newest that is ready."""
+    tenant: _builtins.str
+    wait_ms: _builtins.int
+    """How long to wait for a place; 0: not at all."""
+    ttl_ms: _builtins.int
+    """How long it is kept once there is one."""
+    token_sha256: _builtins.bytes
+    """Set: it is kept for a client that shows the secret with this sha256 to SealedService, request after request, one at a time,
+    until it ends. Else for one request of a gateway.
+    """
+    def __init__(
+        self,
+        *,
+        hold_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        wait_ms: _builtins.int = ...,
+        ttl_ms: _builtins.int = ...,
+        token_sha256: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold_id", b"hold_id", "model", b"model", "tenant", b"tenant", "token_sha256", b"token_sha256", "ttl_ms", b"ttl_ms", "version", b"version", "wait_ms", b"wait_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldSlotRequest: _TypeAlias = HoldSlotRequest  # noqa: Y015
+
+@_typing.final
+class HoldSlotResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    @_builtins.property
+    def load(self) -> Global___WorkerLoad: ...
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        load: Global___WorkerLoad | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["load", b"load"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load", b"load", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldSlotResponse: _TypeAlias = HoldSlotResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseSlotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    hold_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        hold_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold_id", b"hold_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseSlotRequest: _TypeAlias = ReleaseSlotRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseSlotResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseSlotResponse: _TypeAlias = ReleaseSlotResponse  # noqa: Y015

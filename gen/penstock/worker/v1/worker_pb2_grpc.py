@@ -59,6 +59,16 @@ class WorkerServiceStub:
                 request_serializer=penstock_dot_worker_dot_v1_dot_worker__pb2.ReadArtifactRequest.SerializeToString,
                 response_deserializer=penstock_dot_worker_dot_v1_dot_worker__pb2.ReadArtifactResponse.FromString,
                 _registered_method=True)
+        self.HoldSlot = channel.unary_unary(
+                '/penstock.worker.v1.WorkerService/HoldSlot',
+                request_serializer=penstock_dot_worker_dot_v1_dot_worker__pb2.HoldSlotRequest.SerializeToString,
+                response_deserializer=penstock_dot_worker_dot_v1_dot_worker__pb2.HoldSlotResponse.FromString,
+                _registered_method=True)
+        self.ReleaseSlot = channel.unary_unary(
+                '/penstock.worker.v1.WorkerService/ReleaseSlot',
+                request_serializer=penstock_dot_worker_dot_v1_dot_worker__pb2.ReleaseSlotRequest.SerializeToString,
+                response_deserializer=penstock_dot_worker_dot_v1_dot_worker__pb2.ReleaseSlotResponse.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/penstock.worker.v1.WorkerService/Drain',
                 request_serializer=penstock_dot_worker_dot_v1_dot_worker__pb2.DrainRequest.SerializeToString,
@@ -104,6 +114,20 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HoldSlot(self, request, context):
+        """Keep a place for a request that is still to come. Waits for one ahead of all new requests. Schedulers alone may ask.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseSlot(self, request, context):
+        """Give it back, also while it is waited for. Answers the same where there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
         """Stop taking requests, finish those in flight, leave the fleet. The process ends when it is done.
         """
@@ -138,6 +162,16 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.ReadArtifact,
                     request_deserializer=penstock_dot_worker_dot_v1_dot_worker__pb2.ReadArtifactRequest.FromString,
                     response_serializer=penstock_dot_worker_dot_v1_dot_worker__pb2.ReadArtifactResponse.SerializeToString,
+            ),
+            'HoldSlot': grpc.unary_unary_rpc_method_handler(
+                    servicer.HoldSlot,
+                    request_deserializer=penstock_dot_worker_dot_v1_dot_worker__pb2.HoldSlotRequest.FromString,
+                    response_serializer=penstock_dot_worker_dot_v1_dot_worker__pb2.HoldSlotResponse.SerializeToString,
+            ),
+            'ReleaseSlot': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseSlot,
+                    request_deserializer=penstock_dot_worker_dot_v1_dot_worker__pb2.ReleaseSlotRequest.FromString,
+                    response_serializer=penstock_dot_worker_dot_v1_dot_worker__pb2.ReleaseSlotResponse.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -280,6 +314,60 @@ class WorkerService:
             '/penstock.worker.v1.WorkerService/ReadArtifact',
             penstock_dot_worker_dot_v1_dot_worker__pb2.ReadArtifactRequest.SerializeToString,
             penstock_dot_worker_dot_v1_dot_worker__pb2.ReadArtifactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldSlot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.worker.v1.WorkerService/HoldSlot',
+            penstock_dot_worker_dot_v1_dot_worker__pb2.HoldSlotRequest.SerializeToString,
+            penstock_dot_worker_dot_v1_dot_worker__pb2.HoldSlotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseSlot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.worker.v1.WorkerService/ReleaseSlot',
+            penstock_dot_worker_dot_v1_dot_worker__pb2.ReleaseSlotRequest.SerializeToString,
+            penstock_dot_worker_dot_v1_dot_worker__pb2.ReleaseSlotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,6 +24,10 @@ class WorkerServiceStub:
     """Let go of what LoadModel asked for. What the scheduler orders stays."""
     ReadArtifact: _aio.UnaryStreamMultiCallable[_worker_pb2.ReadArtifactRequest, _worker_pb2.ReadArtifactResponse]
     """A whole file of a model from this worker's disk, for other workers of the mesh. They verify it."""
+    HoldSlot: _aio.UnaryUnaryMultiCallable[_worker_pb2.HoldSlotRequest, _worker_pb2.HoldSlotResponse]
+    """Keep a place for a request that is still to come. Waits for one ahead of all new requests. Schedulers alone may ask."""
+    ReleaseSlot: _aio.UnaryUnaryMultiCallable[_worker_pb2.ReleaseSlotRequest, _worker_pb2.ReleaseSlotResponse]
+    """Give it back, also while it is waited for. Answers the same where there is none."""
     Drain: _aio.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainResponse]
     """Stop taking requests, finish those in flight, leave the fleet. The process ends when it is done."""
 
@@ -67,6 +71,22 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_worker_pb2.ReadArtifactRequest, _abc.AsyncIterator[_worker_pb2.ReadArtifactResponse]],
     ) -> _abc.AsyncIterator[_worker_pb2.ReadArtifactResponse]:
         """A whole file of a model from this worker's disk, for other workers of the mesh. They verify it."""
+
+    @_abc_1.abstractmethod
+    def HoldSlot(
+        self,
+        request: _worker_pb2.HoldSlotRequest,
+        context: _aio.ServicerContext[_worker_pb2.HoldSlotRequest, _abc.Awaitable[_worker_pb2.HoldSlotResponse]],
+    ) -> _abc.Awaitable[_worker_pb2.HoldSlotResponse]:
+        """Keep a place for a request that is still to come. Waits for one ahead of all new requests. Schedulers alone may ask."""
+
+    @_abc_1.abstractmethod
+    def ReleaseSlot(
+        self,
+        request: _worker_pb2.ReleaseSlotRequest,
+        context: _aio.ServicerContext[_worker_pb2.ReleaseSlotRequest, _abc.Awaitable[_worker_pb2.ReleaseSlotResponse]],
+    ) -> _abc.Awaitable[_worker_pb2.ReleaseSlotResponse]:
+        """Give it back, also while it is waited for. Answers the same where there is none."""
 
     @_abc_1.abstractmethod
     def Drain(

@@ -4,9 +4,21 @@
 # This file has been @generated
 
 __all__ = (
+    "CancelBatchRequest",
+    "CreateReservationRequest",
+    "CreateReservationResponse",
+    "DeleteFileRequest",
+    "DeleteReservationRequest",
+    "DeleteReservationResponse",
+    "GetBatchRequest",
+    "GetFileContentRequest",
+    "GetFileRequest",
     "GetModelRequest",
+    "ListBatchesRequest",
+    "ListFilesRequest",
     "ListModelsRequest",
     "OpenAiServiceStub",
+    "ReservationServiceStub",
 )
 
 from collections.abc import AsyncIterator
@@ -27,12 +39,171 @@ betterproto2.check_compiler_version(_COMPILER_VERSION)
 
 
 @dataclass(eq=False, repr=False)
+class CancelBatchRequest(betterproto2.Message):
+    batch_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message(
+    "penstock.gateway.v1", "CancelBatchRequest", CancelBatchRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class CreateReservationRequest(betterproto2.Message):
+    model: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    version: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+    """
+    A number or an alias; empty: what unversioned requests get.
+    """
+
+    ttl_ms: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
+    """
+    0: a minute. At most ten.
+    """
+
+    token_sha256: "bytes" = betterproto2.field(4, betterproto2.TYPE_BYTES)
+    """
+    sha256 of 32 random bytes that the client keeps to itself until it talks to the worker.
+    """
+
+
+default_message_pool.register_message(
+    "penstock.gateway.v1", "CreateReservationRequest", CreateReservationRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class CreateReservationResponse(betterproto2.Message):
+    reservation_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    worker_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    version: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+
+    address: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    host:port of penstock.worker.v1.SealedService.
+    """
+
+    presence: "__worker__v1__.SignedRecord | None" = betterproto2.field(
+        5, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    Holds the worker's X25519 key; the mesh's authority vouches for who signed it.
+    """
+
+    expires_at_ms: "int" = betterproto2.field(6, betterproto2.TYPE_INT64)
+
+    authority: "bytes" = betterproto2.field(7, betterproto2.TYPE_BYTES)
+    """
+    DER. A client that has it from elsewhere compares.
+    """
+
+
+default_message_pool.register_message(
+    "penstock.gateway.v1", "CreateReservationResponse", CreateReservationResponse
+)
+
+
+@dataclass(eq=False, repr=False)
+class DeleteFileRequest(betterproto2.Message):
+    file_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message(
+    "penstock.gateway.v1", "DeleteFileRequest", DeleteFileRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class DeleteReservationRequest(betterproto2.Message):
+    reservation_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message(
+    "penstock.gateway.v1", "DeleteReservationRequest", DeleteReservationRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class DeleteReservationResponse(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message(
+    "penstock.gateway.v1", "DeleteReservationResponse", DeleteReservationResponse
+)
+
+
+@dataclass(eq=False, repr=False)
+class GetBatchRequest(betterproto2.Message):
+    batch_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message(
+    "penstock.gateway.v1", "GetBatchRequest", GetBatchRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class GetFileContentRequest(betterproto2.Message):
+    file_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message(
+    "penstock.gateway.v1", "GetFileContentRequest", GetFileContentRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class GetFileRequest(betterproto2.Message):
+    file_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message(
+    "penstock.gateway.v1", "GetFileRequest", GetFileRequest
+)
+
+
+@dataclass(eq=False, repr=False)
 class GetModelRequest(betterproto2.Message):
     model: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
 
 default_message_pool.register_message(
     "penstock.gateway.v1", "GetModelRequest", GetModelRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class ListBatchesRequest(betterproto2.Message):
+    after: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    limit: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+
+
+default_message_pool.register_message(
+    "penstock.gateway.v1", "ListBatchesRequest", ListBatchesRequest
+)
+
+
+@dataclass(eq=False, repr=False)
+class ListFilesRequest(betterproto2.Message):
+    purpose: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    limit: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+
+    after: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+
+    order: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    asc or desc, by the time of creation.
+    """
+
+
+default_message_pool.register_message(
+    "penstock.gateway.v1", "ListFilesRequest", ListFilesRequest
 )
 
 
@@ -146,5 +317,214 @@ class OpenAiServiceStub(betterproto2_grpclib.ServiceStub):
             metadata=metadata,
         )
 
+    async def create_file(
+        self,
+        message: "___google__api__.HttpBody",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "___google__api__.HttpBody":
+        """
+        multipart/form-data: file, purpose, and expires_after where the client says it.
+        """
+
+        return await self._unary_unary(
+            "/penstock.gateway.v1.OpenAIService/CreateFile",
+            message,
+            ___google__api__.HttpBody,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def list_files(
+        self,
+        message: "ListFilesRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "___google__api__.HttpBody":
+
+        return await self._unary_unary(
+            "/penstock.gateway.v1.OpenAIService/ListFiles",
+            message,
+            ___google__api__.HttpBody,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def get_file(
+        self,
+        message: "GetFileRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "___google__api__.HttpBody":
+
+        return await self._unary_unary(
+            "/penstock.gateway.v1.OpenAIService/GetFile",
+            message,
+            ___google__api__.HttpBody,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def delete_file(
+        self,
+        message: "DeleteFileRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "___google__api__.HttpBody":
+
+        return await self._unary_unary(
+            "/penstock.gateway.v1.OpenAIService/DeleteFile",
+            message,
+            ___google__api__.HttpBody,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def get_file_content(
+        self,
+        message: "GetFileContentRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "AsyncIterator[___google__api__.HttpBody]":
+
+        async for response in self._unary_stream(
+            "/penstock.gateway.v1.OpenAIService/GetFileContent",
+            message,
+            ___google__api__.HttpBody,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        ):
+            yield response
+
+    async def create_batch(
+        self,
+        message: "___google__api__.HttpBody",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "___google__api__.HttpBody":
+
+        return await self._unary_unary(
+            "/penstock.gateway.v1.OpenAIService/CreateBatch",
+            message,
+            ___google__api__.HttpBody,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def list_batches(
+        self,
+        message: "ListBatchesRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "___google__api__.HttpBody":
+
+        return await self._unary_unary(
+            "/penstock.gateway.v1.OpenAIService/ListBatches",
+            message,
+            ___google__api__.HttpBody,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def get_batch(
+        self,
+        message: "GetBatchRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "___google__api__.HttpBody":
+
+        return await self._unary_unary(
+            "/penstock.gateway.v1.OpenAIService/GetBatch",
+            message,
+            ___google__api__.HttpBody,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def cancel_batch(
+        self,
+        message: "CancelBatchRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "___google__api__.HttpBody":
+
+        return await self._unary_unary(
+            "/penstock.gateway.v1.OpenAIService/CancelBatch",
+            message,
+            ___google__api__.HttpBody,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+
+class ReservationServiceStub(betterproto2_grpclib.ServiceStub):
+    """
+    A place on one worker, and what it takes to talk to that worker alone.
+    """
+
+    async def create_reservation(
+        self,
+        message: "CreateReservationRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "CreateReservationResponse":
+
+        return await self._unary_unary(
+            "/penstock.gateway.v1.ReservationService/CreateReservation",
+            message,
+            CreateReservationResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
+    async def delete_reservation(
+        self,
+        message: "DeleteReservationRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "DeleteReservationResponse":
+
+        return await self._unary_unary(
+            "/penstock.gateway.v1.ReservationService/DeleteReservation",
+            message,
+            DeleteReservationResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
 
 from ....google import api as ___google__api__
+from ...worker import v1 as __worker__v1__

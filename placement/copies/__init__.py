@@ -1,0 +1,1 @@
+"""How many copies of a model there should be, and on which workers."""

@@ -1,0 +1,1 @@
+"""What gateways tell of what is asked of them."""

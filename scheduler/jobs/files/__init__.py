@@ -1,0 +1,1 @@
+"""Files of applications: what batches read, and what they write."""

@@ -1,0 +1,1 @@
+"""How the tables of jobs became what they are, step by step."""

@@ -1,0 +1,1 @@
+"""Which scheduler leads which regions."""

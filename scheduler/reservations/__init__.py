@@ -1,0 +1,1 @@
+"""Places kept for clients that talk to one worker alone."""

@@ -1,0 +1,1 @@
+"""The routing policy, and what it comes to for one request."""

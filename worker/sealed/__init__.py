@@ -1,0 +1,1 @@
+"""Calls of clients that trust this worker and nobody on the way."""
