@@ -1,5 +1,5 @@
 # make up     installs what the mesh needs and runs it on loopback; Ctrl-C stops it
-# make test   installs what the tests need and runs all of them, three processes side by side (PARALLEL=0: one)
+# make test   installs what the tests need and runs all of them, two processes side by side (PARALLEL=0: one)
 # make check  format, lint, types, layering, contracts, stubs, secrets
 # make engines  installs what the tests of the optional engines need (torch, TensorFlow Lite, TensorRT); else they skip
 # make bench  the figures of the bar (benchmarks/)
@@ -9,7 +9,7 @@ BIN     = $(VENV)/bin
 CODE    = gateway placement scheduler worker registry runtime cli build benchmarks tests
 UP      ?=
 # Test processes side by side, a file at a time: most tests wait for other processes more than they compute.
-PARALLEL ?= 3
+PARALLEL ?= 2
 # A build for CPUs is enough: where the index has none, pass a file.
 TORCH   ?= torch==2.13.0
 
