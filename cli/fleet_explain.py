@@ -44,7 +44,7 @@ def rows(candidates: Sequence[scheduler_pb2.Candidate]) -> Table:
     for each in candidates:
         parts = {part.name: part for part in each.parts}
         cells = [_cell(parts.get(name)) for name in names]
-        score = "" if each.excluded_by else f"{each.score:.3g}"
+        score = "" if each.excluded_by else f"{each.score + 0.0:.3g}"
         made.add_row(each.worker_id, each.region, score, *cells, Text(each.excluded_by or each.verdict))
     return made
 
@@ -52,4 +52,4 @@ def rows(candidates: Sequence[scheduler_pb2.Candidate]) -> Table:
 def _cell(part: scheduler_pb2.ScorePart | None) -> str:
     if part is None:
         return ""
-    return f"{part.value:.3g}" if not part.weight else f"{part.value:.3g} → {part.weight * part.value:+.3g}"
+    return f"{part.value:.3g}" if not part.weight else f"{part.value:.3g} → {part.weight * part.value + 0.0:+.3g}"
