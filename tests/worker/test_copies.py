@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from weakref import WeakSet
 
 import pytest
 from inference import grpc_service_pb2 as pb
@@ -30,8 +32,20 @@ def request(raw: bytes = bytes(8)) -> pb.ModelInferRequest:
     return message
 
 
+@pytest.fixture(autouse=True)
+def others() -> Iterator[None]:
+    """Threads of tests before these, which ran in the same process, are not of these."""
+    OTHERS.clear()
+    OTHERS.update(threading.enumerate())
+    yield
+    OTHERS.clear()
+
+
+OTHERS: WeakSet[threading.Thread] = WeakSet()
+
+
 def engine_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("engine-")]
+    return [each.name for each in threading.enumerate() if each.name.startswith("engine-") and each not in OTHERS]
 
 
 async def no_engine_threads() -> None:
