@@ -48,8 +48,16 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.soak
 	$(BIN)/python -m benchmarks.placement
 	$(BIN)/python -m benchmarks.simulation
+	$(BIN)/python -m benchmarks.limits
+	$(BIN)/python -m benchmarks.response_cache
+	$(BIN)/python -m benchmarks.request_log
+	$(BIN)/python -m benchmarks.edge_hop
+	$(BIN)/python -m benchmarks.gateways
 	$(BIN)/python -m benchmarks.faults.etcd_away
 	$(BIN)/python -m benchmarks.faults.churn
+	$(BIN)/python -m benchmarks.faults.kill_worker
+	$(BIN)/python -m benchmarks.faults.client_gone
+	$(BIN)/python -m benchmarks.faults.front_door
 
 # Pins and hashes only: no download address ever enters a lock file.
 lock:

@@ -29,6 +29,7 @@ def up(
     data: options.Data = None,
     region: Annotated[str, typer.Option(help="region of every process")] = "local",
     workers: Annotated[int, typer.Option(min=1, max=64, help="workers to start")] = 2,
+    gateways: Annotated[int, typer.Option(min=1, max=8, help="processes of the gateway, behind one port")] = 1,
     http_port: Annotated[int, typer.Option(help="Envoy's port: OpenAI API; 0 = any free one")] = 8080,
     grpc_port: Annotated[int, typer.Option(help="gateway's port: KServe v2; 0 = any free one")] = 8001,
     host: Annotated[str, typer.Option(help="address that HTTP and gRPC listen on")] = "127.0.0.1",
@@ -51,6 +52,7 @@ def up(
         data=data_folder(data),
         region=region,
         workers=workers,
+        gateways=gateways,
         http_port=http_port,
         grpc_port=grpc_port,
         host=host,
@@ -70,17 +72,30 @@ def infer(
     values: Annotated[list[str] | None, typer.Option("--input", help="NAME=JSON, such as x=[[1,2]]; repeatable")] = None,
     version: Annotated[str, typer.Option(help="model version [default: newest]")] = "",
     top: Annotated[int, typer.Option(min=1, help="classes to show")] = 3,
+    seal: Annotated[bool, typer.Option("--seal", help="so that one worker reads the request, and nobody else")] = False,
+    authority: Annotated[
+        Path | None, typer.Option(help="certificate that vouches for the mesh's workers [default: the data folder's ca/ca.pem]")
+    ] = None,
     data: options.Data = None,
     address: options.Address = "",
     key: options.Key = "",
 ) -> None:
     """Run one request and show the answer."""
-    from cli.infer import infer_once
-    from cli.profile import read_profile
+    from cli.infer import Question, infer_once
+    from cli.profile import data_folder, read_profile
     from cli.run import run
+    from cli.seal import infer_sealed
+    from runtime.errors import InvalidArgument
 
     async def work() -> None:
-        await infer_once(read_profile(data, address=address, key=key), model, version, image, values or [], top)
+        if authority is not None and not seal:
+            raise InvalidArgument("--authority says whom to believe with --seal; pass both, or neither")
+        profile = read_profile(data, address=address, key=key)
+        question = Question(model, version, image, tuple(values or ()), top)
+        if seal:
+            await infer_sealed(profile, question, authority or data_folder(data) / "ca" / "ca.pem")
+        else:
+            await infer_once(profile, question)
 
     run(work())
 
@@ -169,9 +184,11 @@ def _groups() -> None:
     from cli.fleet_commands import app as fleet
     from cli.jobs_commands import app as jobs
     from cli.keys_commands import app as keys
+    from cli.limits_commands import app as limits
     from cli.models_commands import app as models
     from cli.nodes_commands import app as nodes
     from cli.nodes_commands import join
+    from cli.requests_commands import app as requests
     from cli.signers_commands import app as signers
     from cli.storage_commands import app as storage
 
@@ -180,6 +197,8 @@ def _groups() -> None:
     app.add_typer(jobs, name="jobs")
     app.add_typer(signers, name="signers")
     app.add_typer(keys, name="keys")
+    app.add_typer(limits, name="limits")
+    app.add_typer(requests, name="requests")
     app.add_typer(users, name="users")
     app.add_typer(tenants, name="tenants")
     app.add_typer(nodes, name="nodes")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
+import grpc.aio
 import numpy as np
 import numpy.typing as npt
 from inference import grpc_service_pb2, grpc_service_pb2_grpc
@@ -29,23 +31,48 @@ _DTYPES: dict[str, type[np.generic]] = {
     "FP32": np.float32,
     "FP64": np.float64,
 }
-_TIMEOUT_S = 60.0
+TIMEOUT_S = 60.0
 _Metadata = grpc_service_pb2.ModelMetadataResponse.TensorMetadata
 
 
-async def infer_once(profile: Profile, model: str, version: str, image: Path | None, values: list[str], top: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a model: a picture, or values for its inputs as NAME=JSON."""
+
+    model: str
+    version: str = ""
+    """Empty: what requests mostly get."""
+    image: Path | None = None
+    values: tuple[str, ...] = ()
+    top: int = 3
+    """Classes to show of a picture."""
+
+
+async def infer_once(profile: Profile, question: Question) -> None:
     """Ask the model what it takes, send that, print what comes."""
     async with profile.gateway_channel() as channel:
+        request = await request_for(channel, profile, question)
         stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        ask = grpc_service_pb2.ModelMetadataRequest(name=model, version=version)
-        metadata = await stub.ModelMetadata(ask, metadata=profile.metadata, timeout=_TIMEOUT_S)
-        request = grpc_service_pb2.ModelInferRequest(model_name=model, model_version=version)
-        if image is not None:
-            _add_image(request, metadata, image, top)
-        for value in values:
-            _add_value(request, metadata, value)
-        response = await stub.ModelInfer(request, metadata=profile.metadata, timeout=_TIMEOUT_S)
-    _show(console(), response, classes=image is not None)
+        response = await stub.ModelInfer(request, metadata=profile.metadata, timeout=TIMEOUT_S)
+    show(response, question)
+
+
+async def request_for(channel: grpc.aio.Channel, profile: Profile, question: Question) -> grpc_service_pb2.ModelInferRequest:
+    """The question in the model's own terms, for which its name and version are sent, and nothing else."""
+    stub = grpc_service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    ask = grpc_service_pb2.ModelMetadataRequest(name=question.model, version=question.version)
+    metadata = await stub.ModelMetadata(ask, metadata=profile.metadata, timeout=TIMEOUT_S)
+    request = grpc_service_pb2.ModelInferRequest(model_name=question.model, model_version=question.version)
+    if question.image is not None:
+        _add_image(request, metadata, question.image, question.top)
+    for value in question.values:
+        _add_value(request, metadata, value)
+    return request
+
+
+def show(response: grpc_service_pb2.ModelInferResponse, question: Question) -> None:
+    """The answer, for people."""
+    _show(console(), response, classes=question.image is not None)
 
 
 def image_tensor(file: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:

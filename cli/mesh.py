@@ -9,12 +9,14 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cli.child import ChildSpec
-from cli.ports import claim, free_ports
+from cli.ports import claim, free_ports, free_row
 from cli.profile import Profile
+from gateway.xds.types import Endpoint
 from runtime.config import AUTO
 from runtime.errors import Code, InvalidArgument, PenstockError
 from runtime.grpc_core import tune
@@ -33,6 +35,8 @@ class MeshOptions:
     data: Path
     region: str = "local"
     workers: int = 2
+    gateways: int = 1
+    """Processes of the gateway."""
     http_port: int = 8080
     grpc_port: int = 8001
     host: str = "127.0.0.1"
@@ -70,11 +74,13 @@ def plan_mesh(options: MeshOptions) -> Mesh:
         (data / folder).mkdir(parents=True, exist_ok=True, mode=0o700)
     nodes = _enrol(data, options.workers)
     (data / "trusted-signers").write_text(f"{nodes['operator'].ed25519_public_key.hex()}  # operator\n")
-    etcd_client, etcd_peer, registry_port, join_port, scheduler_port, gateway_port = free_ports(6)
+    etcd_client, etcd_peer, registry_port, join_port, scheduler_port = free_ports(5)
+    gateway_port = free_row(options.gateways)
     etcd = options.etcd or f"127.0.0.1:{etcd_client}"
     words = _Words(options, data, etcd)
     edge = {"http_host": options.host, "http_port": http_port, "envoy_identity_dir": data / "identities" / "envoy"}
     edge = edge if options.envoy else {}
+    processes = {"processes": options.gateways} if options.gateways > 1 else {}
     specs = [] if options.etcd else [_etcd(data, etcd_client, etcd_peer)]
     specs += [
         words.service(
@@ -93,7 +99,7 @@ def plan_mesh(options: MeshOptions) -> Mesh:
             "scheduler",
             port=scheduler_port,
             registry_address=f"127.0.0.1:{registry_port}",
-            jobs_database=_jobs_database(options.database, data),
+            jobs_database=_beside_registry(options.database, data / "scheduler" / "jobs.db"),
         ),
         words.service(
             "gateway",
@@ -103,7 +109,9 @@ def plan_mesh(options: MeshOptions) -> Mesh:
             registry_address=f"127.0.0.1:{registry_port}",
             scheduler_address=f"127.0.0.1:{scheduler_port}",
             trusted_signers=str(data / "trusted-signers"),
+            request_log=_beside_registry(options.database, data / "gateway" / "requests.db"),
             **edge,
+            **processes,
         ),
     ]
     specs += [
@@ -118,7 +126,8 @@ def plan_mesh(options: MeshOptions) -> Mesh:
         for number in range(1, options.workers + 1)
     ]
     if options.envoy:
-        specs.append(_envoy(data, nodes["envoy"], gateway_port, http_port))
+        control_planes = [Endpoint("127.0.0.1", gateway_port + number) for number in range(options.gateways)]
+        specs.append(_envoy(data, nodes["envoy"], control_planes, http_port))
     profile = Profile(
         grpc_address=f"{options.host}:{grpc_port}",
         http_url=f"http://{options.host}:{http_port}" if options.envoy else "",
@@ -174,9 +183,9 @@ def find_etcd() -> Path:
     return Path(found)
 
 
-def _jobs_database(database: str, data: Path) -> str:
-    """Where the registry's is on a server, its tables stand beside the registry's; else in a file of its own."""
-    return database if "://" in database else str(data / "scheduler" / "jobs.db")
+def _beside_registry(database: str, file: Path) -> str:
+    """Where the registry's is on a server, others' tables stand beside the registry's; else in a file of their own."""
+    return database if "://" in database else str(file)
 
 
 def _etcd(data: Path, client_port: int, peer_port: int) -> ChildSpec:
@@ -191,12 +200,11 @@ def _etcd(data: Path, client_port: int, peer_port: int) -> ChildSpec:
     return ChildSpec("etcd", command, ready_port=client_port, grace_s=5)
 
 
-def _envoy(data: Path, identity: NodeIdentity, gateway_port: int, http_port: int) -> ChildSpec:
+def _envoy(data: Path, identity: NodeIdentity, control_planes: Sequence[Endpoint], http_port: int) -> ChildSpec:
     from gateway.xds.bootstrap import Bootstrap, write_bootstrap
     from gateway.xds.envoy import EnvoyProcess, envoy_command, find_envoy
-    from gateway.xds.types import Endpoint
 
-    bootstrap = Bootstrap("penstock-up", [Endpoint("127.0.0.1", gateway_port)], identity.files)
+    bootstrap = Bootstrap("penstock-up", control_planes, identity.files)
     file = write_bootstrap(bootstrap, data / "envoy.json")
     command = tuple(envoy_command(EnvoyProcess(find_envoy(), file)))
     return ChildSpec("envoy", command, ready_port=http_port, grace_s=3, stop_signal=signal.SIGTERM)

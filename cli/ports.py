@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import psutil
 
 from runtime.errors import Code, PenstockError
+
+_TRIES = 100
 
 
 class PortInUse(PenstockError, code=Code.FAILED_PRECONDITION, reason="PORT_IN_USE"):
@@ -21,6 +23,17 @@ def free_ports(count: int) -> list[int]:
         for bound in sockets:
             bound.bind(("127.0.0.1", 0))
         return [int(bound.getsockname()[1]) for bound in sockets]
+
+
+def free_row(count: int) -> int:
+    """The first of that many free loopback ports in a row. Raises PortInUse where there is no such row."""
+    for _ in range(_TRIES):
+        (first,) = free_ports(1)
+        with ExitStack() as stack, suppress(OSError, OverflowError):
+            for port in range(first, first + count):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    raise PortInUse(f"no {count} free ports in a row were found in {_TRIES} places; close something, or start fewer gateways")
 
 
 def claim(host: str, port: int, option: str) -> int:

@@ -1,13 +1,14 @@
-"""Who a caller is and how much it may ask: the facts of a key, and the bucket that its requests are taken from.
+"""Who a caller is and what it may ask: the facts of a key.
 
-Pure: time is an argument. Never asks anybody: `gateway.keys` finds the facts.
+Pure. Never asks anybody: `gateway.keys` finds the facts, `gateway.limits` counts what they allow.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from gateway.limits.types import Limit
 from runtime.errors import Code, PenstockError
 from runtime.ids import KeyId, TenantId
 
@@ -36,7 +37,15 @@ class AdminRequired(PenstockError, code=Code.PERMISSION_DENIED, reason="ADMIN_KE
 
 
 class RateLimited(PenstockError, code=Code.RESOURCE_EXHAUSTED, reason="RATE_LIMITED"):
-    """The key asks more often than it may."""
+    """More was asked than a limit allows. `headers`: what else its caller is told of the limits."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, headers: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.headers = headers
+
+
+class TooManyGuesses(PenstockError, code=Code.RESOURCE_EXHAUSTED, reason="TOO_MANY_KEYS_REFUSED"):
+    """Key after key from the caller's address was refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +59,10 @@ class KeyFacts:
     may_infer: bool = True
     allowed_models: frozenset[str] = frozenset()
     """Empty: every model."""
-    requests_per_s: float = 0.0
-    """0 = no limit."""
-    burst: int = 0
     expires_at_s: float = 0.0
     """Wall clock; 0 = never."""
+    limits: tuple[Limit, ...] = ()
+    """All that its requests may fall under, those of single models included."""
 
     def allows(self, model: str) -> bool:
         return not self.allowed_models or model in self.allowed_models
@@ -86,30 +94,6 @@ class KeyFacts:
 
 EVERYBODY = KeyFacts(KeyId(""), TenantId(""), admin=True)
 """Who calls where no key is asked for."""
-
-
-@dataclass(slots=True)
-class TokenBucket:
-    """`burst` requests at once, `per_s` in the long run. Starts full."""
-
-    per_s: float
-    burst: float
-    tokens: float = field(init=False)
-    at_s: float = field(default=0.0, init=False)
-
-    def __post_init__(self) -> None:
-        self.burst = max(1.0, self.burst or self.per_s)
-        self.tokens = self.burst
-
-    def take(self, now_s: float) -> float:
-        """0 if one was taken, else how long until one is there. Refusals cost nothing."""
-        tokens = min(self.burst, self.tokens + max(0.0, now_s - self.at_s) * self.per_s)
-        self.at_s = max(now_s, self.at_s)
-        if tokens >= 1.0:
-            self.tokens = tokens - 1.0
-            return 0.0
-        self.tokens = tokens
-        return (1.0 - tokens) / self.per_s
 
 
 def secret_of(headers: Mapping[str, str | bytes]) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from penstock.registry.v1 import accounts_pb2, models_pb2
 from penstock.scheduler.v1 import scheduler_pb2
 from penstock.worker.v1 import presence_pb2, worker_pb2
 
 from gateway.admission import KeyFacts
+from gateway.limits.codec import limit_of
+from gateway.limits.types import Limit
 from gateway.types import CapacityAsk, DemandReport, FleetNews, Held, Leader, PublishedVersion
 from placement.copies.assign import Placement
-from placement.rules import RoutingPolicy, Rule, WorkerSelector
+from placement.rules import NOBODY_INSTEAD, Cause, RoutingPolicy, Rule, WorkerSelector
 from placement.types import Copy, CopyState, Strategy, Worker
 from runtime.errors import InvalidArgument
 from runtime.ids import Digest, KeyId, ModelName, ModelVersion, Region, TenantId, WorkerId
@@ -33,6 +37,7 @@ _SCOPES: dict[str, frozenset[str]] = {
 """What a role may do here, where a key names no scopes. One that names some has those of its role, or fewer."""
 
 _UNSHADOWED = "none"
+_NO_CAPABILITIES: frozenset[str] = frozenset()
 
 
 def news_of(message: scheduler_pb2.WatchFleetResponse) -> FleetNews:
@@ -156,17 +161,21 @@ def _demand_message(report: DemandReport, of: Region) -> scheduler_pb2.ReportDem
     return message
 
 
-def key_facts_of(message: accounts_pb2.ApiKey) -> KeyFacts:
-    scopes = frozenset(message.scopes) or _SCOPES.get(message.role, frozenset())
+def key_facts_of(message: accounts_pb2.ResolveKeyResponse) -> KeyFacts:
+    """A key's own rate limit is a limit like any other."""
+    key = message.key
+    scopes = frozenset(key.scopes) or _SCOPES.get(key.role, frozenset())
+    limits = [limit_of(each) for each in message.limits]
+    if (rate := key.rate_limit).requests_per_s > 0:
+        limits.append(Limit(f"key/{key.key_id}", key_id=key.key_id, requests_per_s=rate.requests_per_s, burst=rate.burst))
     return KeyFacts(
-        KeyId(message.key_id),
-        TenantId(message.tenant),
+        KeyId(key.key_id),
+        TenantId(key.tenant),
         _LOAD in scopes,
         _INFER in scopes,
-        frozenset(message.allowed_models),
-        message.rate_limit.requests_per_s,
-        message.rate_limit.burst,
-        message.expires_at_ms / 1000,
+        frozenset(key.allowed_models),
+        key.expires_at_ms / 1000,
+        tuple(limits),
     )
 
 
@@ -190,7 +199,17 @@ def _copy(message: worker_pb2.ModelCopy) -> Copy:
         message.task,
         message.max_batch_size,
         message.memory_bytes,
+        _capabilities(tuple(message.capabilities)) if message.capabilities else _NO_CAPABILITIES,
+        message.cacheable,
+        message.context_tokens,
+        message.cost_per_million_tokens,
     )
+
+
+@lru_cache(maxsize=1024)
+def _capabilities(names: tuple[str, ...]) -> frozenset[str]:
+    """One set for all copies that say the same: a fleet has many."""
+    return frozenset(names)
 
 
 def _leader(message: scheduler_pb2.Leader) -> Leader:
@@ -215,6 +234,11 @@ def _rule(message: scheduler_pb2.RoutingRule) -> Rule:
         message.priority_class if message.HasField("priority_class") else None,
         message.share,
         dict(message.flags),
+        () if list(message.fallbacks) == [NOBODY_INSTEAD] else tuple(message.fallbacks) or None,
+        frozenset(_cause(message.name, each) for each in message.fallback_on),
+        message.hedge_quantile if message.HasField("hedge_quantile") else None,
+        message.sticky_versions if message.HasField("sticky_versions") else None,
+        tuple(message.auto_models),
     )
 
 
@@ -226,6 +250,14 @@ def _strategy(rule: str, name: str) -> Strategy | None:
     except ValueError:
         known = ", ".join(each.value for each in Strategy)
         raise InvalidArgument(f"rule {rule[:64]!r} names strategy {name[:64]!r}; this gateway knows: {known}") from None
+
+
+def _cause(rule: str, name: str) -> Cause:
+    try:
+        return Cause(name)
+    except ValueError:
+        known = ", ".join(each.value for each in Cause)
+        raise InvalidArgument(f"rule {rule[:64]!r} falls back on {name[:64]!r}; this gateway knows: {known}") from None
 
 
 def _selector(message: scheduler_pb2.WorkerSelector) -> WorkerSelector:

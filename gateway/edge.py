@@ -1,6 +1,6 @@
-"""What applications meet: the edge port's certificate, and what Envoy is told of this gateway.
+"""What applications meet: the edge port's certificate, and Envoy's configuration as far as an operator decides it.
 
-Composes `gateway.xds` from the settings. Never sees a request.
+From the settings to values. Never sees a request, and never knows which gateways there are: `gateway.doorway` does.
 """
 
 from __future__ import annotations
@@ -10,44 +10,68 @@ from pathlib import Path
 
 from gateway.config import GatewaySettings
 from gateway.xds.descriptors import annotated_services, load_descriptor_set
-from gateway.xds.holder import SnapshotHolder
 from gateway.xds.registry_front import PACKAGE
-from gateway.xds.resources import edge_snapshot
-from gateway.xds.types import Edge, EdgeLimits, Endpoint, RegistryFront
+from gateway.xds.types import Edge, EdgeLimits, Endpoint, RegistryFront, ServerFiles, endpoint_of
 from runtime.errors import FailedPrecondition
 from runtime.identity import TlsFiles
+from runtime.public_certificate import CertificateFiles
 from runtime.serving import PublicTls
 
+_WILDCARDS = ("", "0.0.0.0", "::")
 
-def publish_edge(holder: SnapshotHolder, settings: GatewaySettings, port: int) -> None:
-    """Put in force what the settings say, with this process's inner port as the only gateway. Nothing, where no port is set.
+
+def edge_of(settings: GatewaySettings) -> Edge | None:
+    """What Envoy is told beside the gateways; None where it is told nothing.
 
     Raises AddressUnusable, DescriptorSetMissing, FailedPrecondition.
     """
     if settings.http_port is None:
-        return
+        return None
     if settings.envoy_identity_dir is None:
         raise FailedPrecondition("--http-port needs --envoy-identity-dir: Envoy has to show a certificate to this gateway")
     descriptor_set = load_descriptor_set()
-    edge = Edge(
+    return Edge(
         Endpoint(settings.http_host, settings.http_port),
         _files(settings.envoy_identity_dir),
         descriptor_set,
         annotated_services(descriptor_set),
         registry=_registry_front(settings, descriptor_set),
+        cors_origins=settings.cors_origins,
+        server_files=_server_files(settings),
+        access_log=settings.http_access_log,
         limits=EdgeLimits(body_bytes=settings.max_message_bytes),
     )
-    holder.publish(edge_snapshot(edge, [_own_endpoint(settings, port)]))
 
 
 def public_tls(settings: GatewaySettings) -> PublicTls | None:
     """What the edge port shows to applications; None: it speaks plaintext. Raises FailedPrecondition."""
-    certificate, key = settings.edge_certificate, settings.edge_key
+    files = _pair(settings.edge_certificate, settings.edge_key, "--edge-certificate and --edge-key")
+    return None if files is None else CertificateFiles(*files).opened()
+
+
+def told_endpoint(settings: GatewaySettings, port: int) -> Endpoint | None:
+    """Where others reach the inner port; None where nobody can know. Raises AddressUnusable."""
+    if settings.advertise:
+        return endpoint_of(settings.advertise)
+    return None if settings.host in _WILDCARDS else Endpoint(settings.host, port)
+
+
+def own_endpoint(settings: GatewaySettings, port: int) -> Endpoint:
+    """Where an Envoy on this machine reaches the inner port, if nothing better is said. Raises AddressUnusable."""
+    return told_endpoint(settings, port) or Endpoint("127.0.0.1", port)
+
+
+def _pair(certificate: Path | None, key: Path | None, options: str) -> tuple[Path, Path] | None:
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:
-        raise FailedPrecondition("--edge-certificate and --edge-key go together: one of them was given")
-    return PublicTls(certificate.read_bytes(), key.read_bytes())
+        raise FailedPrecondition(f"{options} go together: one of them was given")
+    return certificate, key
+
+
+def _server_files(settings: GatewaySettings) -> ServerFiles | None:
+    files = _pair(settings.http_certificate, settings.http_key, "--http-certificate and --http-key")
+    return None if files is None else ServerFiles(*files)
 
 
 def _registry_front(settings: GatewaySettings, descriptor_set: bytes) -> RegistryFront | None:
@@ -55,13 +79,13 @@ def _registry_front(settings: GatewaySettings, descriptor_set: bytes) -> Registr
     if not settings.registry_endpoints and not _is_ip(settings.registry_address):
         return None
     addresses = (settings.registry_endpoints or settings.registry_address).split(",")
-    endpoints = tuple(_endpoint(address.strip()) for address in addresses)
+    endpoints = tuple(_registry_endpoint(address.strip()) for address in addresses)
     port = settings.registry_front_port
     listen = None if port is None else Endpoint(settings.http_host, port)
     return RegistryFront(endpoints, listen, annotated_services(descriptor_set, (PACKAGE,)))
 
 
-def _endpoint(address: str) -> Endpoint:
+def _registry_endpoint(address: str) -> Endpoint:
     host, _, port = address.rpartition(":")
     if not port.isdecimal():
         raise FailedPrecondition(f"--registry-endpoints: {address!r} is no ip:port")
@@ -74,13 +98,6 @@ def _is_ip(address: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _own_endpoint(settings: GatewaySettings, port: int) -> Endpoint:
-    host, _, advertised = settings.advertise.rpartition(":")
-    if advertised:
-        return Endpoint(host.strip("[]"), int(advertised))
-    return Endpoint("127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host, port)
 
 
 def _files(folder: Path) -> TlsFiles:

@@ -84,6 +84,11 @@ class Fleet:
         """Set at the next change; take it before looking."""
         return self._changed
 
+    async def until_synced(self) -> None:
+        """Return once the scheduler was heard. The caller bounds the wait."""
+        while not self.synced:
+            await self._changed.wait()
+
     def placed(self, model: str, version: str = "", region: Region = ANY_REGION) -> bool:
         """Whether somebody wants copies of this model (of this version; empty: of any), be it only once they are asked for.
 

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
-from gateway.admission import KeyFacts, KeyRefused, RateLimited, TokenBucket
+from gateway.admission import KeyFacts, KeyRefused
 from runtime.clock import Clock
 from runtime.errors import Code, NotFound, PenstockError
 from runtime.ids import KeyId
@@ -54,17 +54,9 @@ class KnownKey:
     """A key that was good when it was last asked for."""
 
     facts: KeyFacts
-    bucket: TokenBucket | None
     fresh_until_s: float
     doubted: bool = False
     """A change may have been missed: ask before it is used, if anybody answers."""
-
-    def take(self, now_s: float) -> None:
-        """Raises RateLimited."""
-        if self.bucket is not None and (wait_s := self.bucket.take(now_s)) > 0:
-            raise RateLimited(
-                f"this key may ask {self.facts.requests_per_s:g} times a second; wait {wait_s:.3f} s", retry_after_s=wait_s
-            )
 
 
 class Keys:
@@ -79,7 +71,7 @@ class Keys:
         """Of keys that were known before they changed."""
         self._refused: OrderedDict[bytes, float] = OrderedDict()
         self._lookups: dict[bytes, asyncio.Task[KnownKey]] = {}
-        self._changes = 0
+        self._changes = self._refreshes = 0
 
     async def find(self, secret: str) -> KnownKey:
         """Raises KeyRefused, KeysUnavailable."""
@@ -133,6 +125,16 @@ class Keys:
             task.cancel()
         await asyncio.gather(*self._lookups.values(), return_exceptions=True)
 
+    def refresh_all(self) -> None:
+        """What limits them changed: each key is asked for anew at its next use, and serves meanwhile."""
+        self._refreshes += 1
+        for known in self._known.values():
+            known.fresh_until_s = 0.0
+
+    def knows(self, secret: str) -> bool:
+        """Whether this key was good when it was last asked for."""
+        return hashlib.sha256(secret.encode()).digest() in self._known
+
     def doubt_all(self) -> None:
         """Changes may have been missed: each key is asked for before it is used again, if anybody answers."""
         self._changes += 1
@@ -158,7 +160,7 @@ class Keys:
             _log.error("key_lookup_failed", exc_info=error)
 
     async def _look_up(self, digest: bytes) -> KnownKey:
-        changes = self._changes
+        changes, refreshes = self._changes, self._refreshes
         try:
             facts = await self._directory.resolve(digest)
         except NotFound:
@@ -168,9 +170,11 @@ class Keys:
         except PenstockError as error:
             return self._unanswered(digest, error)
         fresh_until_s = self._clock.monotonic_s() + self._limits.fresh_s
-        found = KnownKey(facts, self._bucket(digest, facts), fresh_until_s)
+        found = KnownKey(facts, fresh_until_s)
         if changes != self._changes:  # a change passed this answer on the way: it may be the older one
             found.fresh_until_s, found.doubted = 0.0, True
+        elif refreshes != self._refreshes:
+            found.fresh_until_s = 0.0
         _remember(self._known, digest, found, self._limits.known)
         self._digests[facts.key_id] = digest
         if len(self._digests) > 2 * self._limits.known:
@@ -185,13 +189,6 @@ class Keys:
             ) from error
         known.fresh_until_s = self._clock.monotonic_s() + self._limits.retry_s
         return known
-
-    def _bucket(self, digest: bytes, facts: KeyFacts) -> TokenBucket | None:
-        """The key's bucket as it is, unless its limit is another now."""
-        known = self._known.get(digest)
-        if known is not None and (known.facts.requests_per_s, known.facts.burst) == (facts.requests_per_s, facts.burst):
-            return known.bucket
-        return TokenBucket(facts.requests_per_s, facts.burst) if facts.requests_per_s > 0 else None
 
 
 def _refusal() -> KeyRefused:

@@ -32,6 +32,7 @@ class GatewayMetrics:
     """Made once per process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
         labels = ("method", "model", "code")
         self._requests = Counter("penstock_gateway_requests", "Requests answered.", labels, registry=registry)
         self._seconds = Histogram(
@@ -44,8 +45,26 @@ class GatewayMetrics:
         self._retries = Counter(
             "penstock_gateway_retries", "Requests sent to another worker.", ("reason", "granted"), registry=registry
         )
+        self._migrations = Counter(
+            "penstock_gateway_migrations",
+            "Generations whose worker was lost, by whether they went on at another.",
+            ("reason", "granted"),
+            registry=registry,
+        )
+        self._silences = Counter(
+            "penstock_gateway_silences", "Times that a worker which owed answers said nothing for long.", registry=registry
+        )
         self._refusals = Counter(
             "penstock_gateway_admission_refusals", "Requests refused before routing.", ("reason",), registry=registry
+        )
+        self._limited = Counter(
+            "penstock_gateway_limit_refusals",
+            "Requests that a limit kept out, by what it counts.",
+            ("kind",),
+            registry=registry,
+        )
+        self._limits_unsure = Gauge(
+            "penstock_gateway_limits_unsure", "1 while the leader of the limits does not answer.", registry=registry
         )
         self._cold = Counter("penstock_gateway_cold_waits", "Requests that waited for a copy.", registry=registry)
         self._in_flight = Gauge("penstock_gateway_in_flight", "Requests sent to workers, not answered yet.", registry=registry)
@@ -73,6 +92,30 @@ class GatewayMetrics:
         self._rtt_ms = Gauge(
             "penstock_gateway_region_rtt_ms", "Median round trip to the workers of a region.", ("region",), registry=registry
         )
+        self._fallbacks = Counter(
+            "penstock_gateway_fallbacks",
+            "Requests taken to another model than the one asked for, by why.",
+            ("model", "to", "why"),
+            registry=registry,
+        )
+        self._hedges = Counter(
+            "penstock_gateway_hedges",
+            "Requests whose worker took long: whether a second one was asked, and which of them answered.",
+            ("outcome",),
+            registry=registry,
+        )
+        self._cached = Counter(
+            "penstock_gateway_cache_requests",
+            "Requests that were looked for among answers given before, by whether they were there.",
+            ("model", "found"),
+            registry=registry,
+        )
+        self._looked_for: dict[tuple[str, bool], Counter] = {}
+        self._cache_entries = Gauge("penstock_gateway_cache_entries", "Answers that are kept.", registry=registry)
+        self._cache_bytes = Gauge("penstock_gateway_cache_bytes", "What kept answers take.", registry=registry)
+        self._cache_evicted = Gauge(
+            "penstock_gateway_cache_evictions", "Answers that went to make room, so far.", registry=registry
+        )
         self._models: set[str] = set()
         self._answered: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
 
@@ -99,6 +142,21 @@ class GatewayMetrics:
             self._breakers.labels(state.value.replace(" ", "_")).set_function(partial(count, state))
         self._breakers.labels("draining").set_function(lambda: len(health().draining))
 
+    def follow_cache(self, entries: Callable[[], int], size_bytes: Callable[[], int], evicted: Callable[[], int]) -> None:
+        """Show the response cache, as it is when somebody asks."""
+        self._cache_entries.set_function(entries)
+        self._cache_bytes.set_function(size_bytes)
+        self._cache_evicted.set_function(evicted)
+
+    def cached(self, model: str, *, hit: bool) -> None:
+        """`model` is one of the fleet's."""
+        found = self._looked_for.get((model, hit))
+        if found is None:
+            found = self._cached.labels(self._label(model), "yes" if hit else "no")
+            if len(self._looked_for) < _MAX_MODELS:
+                self._looked_for[model, hit] = found
+        found.inc()
+
     def answered(self, method: str, model: str, elapsed_s: float) -> None:
         """One request went well. `model` is one of the fleet's."""
         # Children are remembered: looking them up by labels costs more than counting does.
@@ -117,8 +175,20 @@ class GatewayMetrics:
     def retried(self, reason: str, *, granted: bool) -> None:
         self._retries.labels(reason, "yes" if granted else "no").inc()
 
+    def migrated(self, reason: str, *, granted: bool) -> None:
+        self._migrations.labels(reason, "yes" if granted else "no").inc()
+
+    def silent(self) -> None:
+        self._silences.inc()
+
     def refused(self, reason: str) -> None:
         self._refusals.labels(reason).inc()
+
+    def limited(self, kind: str) -> None:
+        self._limited.labels(kind).inc()
+
+    def follow_limits(self, unsure: Callable[[], bool]) -> None:
+        self._limits_unsure.set_function(lambda: float(unsure()))
 
     def waited(self) -> None:
         self._cold.inc()
@@ -128,6 +198,13 @@ class GatewayMetrics:
 
     def shadowed(self, strategy: str, shadow: str, *, agreed: bool) -> None:
         self._shadows.labels(strategy, shadow, "yes" if agreed else "no").inc()
+
+    def fell_back(self, model: str, to: str, why: str) -> None:
+        """`to` is one of the fleet's."""
+        self._fallbacks.labels(self._label(model), self._label(to), why).inc()
+
+    def hedged(self, outcome: str) -> None:
+        self._hedges.labels(outcome).inc()
 
     def ejected(self, sign: OutlierSign) -> None:
         self._ejections.labels(sign.name.lower()).inc()

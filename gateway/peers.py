@@ -52,7 +52,7 @@ class RegistryClient:
     async def resolve(self, secret_sha256: bytes) -> KeyFacts:
         request = accounts_pb2.ResolveKeyRequest(secret_sha256=secret_sha256)
         answer: accounts_pb2.ResolveKeyResponse = await _answer(self._accounts.ResolveKey(request, timeout=ANSWER_TIMEOUT_S))
-        return codec.key_facts_of(answer.key)
+        return codec.key_facts_of(answer)
 
     async def published(self) -> tuple[PublishedVersion, ...]:
         """Every version that may be served, by model and from the oldest."""

@@ -14,6 +14,9 @@ from runtime.ids import Region
 
 _SHED_RETRY_S = 0.25
 _COLD_RETRY_S = 1.0
+_AUTO = "auto"
+"""Names no model: `gateway.auto`. Tensors have no common shape, nor have the vectors of two models a common meaning."""
+
 _ABSENT = (Refusal.UNKNOWN_MODEL, Refusal.UNKNOWN_VERSION, Refusal.NO_REGION)
 
 
@@ -78,6 +81,8 @@ def refusal_of(fleet: Fleet, request: Request, refused: Refused, *, crosses: boo
 
 
 def unknown_model(model: str, version: str = "") -> ModelUnknown:
+    if model == _AUTO:
+        return ModelUnknown(f"Request for unknown model: {model!r} is not found: a model is chosen for text alone; name one")
     if version:
         return ModelUnknown(f"Request for unknown model: '{model[:200]}' version {version[:40]} is not found")
     return ModelUnknown(f"Request for unknown model: '{model[:200]}' is not found")

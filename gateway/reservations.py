@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from time import perf_counter
 from typing import Protocol, TypeVar
 
 import grpc.aio
@@ -21,10 +20,10 @@ from penstock.scheduler.v1 import scheduler_pb2
 from penstock.scheduler.v1.scheduler_pb2_grpc import FleetServiceStub
 
 from gateway.callers import Caller, Callers, Context, name_request
-from gateway.metrics import GatewayMetrics
+from gateway.exchange import Exchanges
 from gateway.regions import Regions
 from gateway.targets import Targets
-from runtime.errors import Cancelled, DeadlineExceeded, InvalidArgument, PenstockError
+from runtime.errors import DeadlineExceeded, InvalidArgument
 from runtime.ids import ModelVersion
 from runtime.sealing import reservation_parts
 from runtime.status import error_of
@@ -52,13 +51,13 @@ class ReservationServicer(gateway_pb2_grpc.ReservationServiceServicer):
     def __init__(
         self,
         callers: Callers,
+        exchanges: Exchanges,
         targets: Targets,
-        metrics: GatewayMetrics,
         schedulers: Schedulers,
         regions: Regions,
         authority_pem: bytes,
     ) -> None:
-        self._callers, self._targets, self._metrics = callers, targets, metrics
+        self._callers, self._exchanges, self._targets = callers, exchanges, targets
         self._schedulers, self._regions = schedulers, regions
         self._authority = x509.load_pem_x509_certificate(authority_pem).public_bytes(Encoding.DER)
         self._loop = asyncio.get_running_loop()
@@ -130,18 +129,19 @@ class ReservationServicer(gateway_pb2_grpc.ReservationServiceServicer):
     async def _answered(
         self, method: str, model: str, context: Context, answer: Callable[[Caller], Awaitable[_Answer]]
     ) -> _Answer:
-        started_s, caller = perf_counter(), None
+        exchange, caller = self._exchanges.begin(method), None
         try:
-            caller = await self._callers.enter(context)
+            exchange.caller = caller = await self._callers.enter(context)
+            await self._exchanges.admit(exchange, model)
             answered = await answer(caller)
         except BaseException as raised:
-            self._metrics.failed(method, model, _code_of(raised))
+            self._exchanges.failed(exchange, raised)
             if caller is not None and isinstance(raised, Exception):
                 with suppress(grpc.aio.BaseError):  # who has gone meanwhile needs no id to ask about it
                     await name_request(context, caller)
             raise
         await name_request(context, caller)
-        self._metrics.answered(method, model, perf_counter() - started_s)
+        self._exchanges.answered(exchange)
         return answered
 
 
@@ -156,9 +156,3 @@ def _check(request: pb.CreateReservationRequest) -> None:
         )
     if request.ttl_ms > MAX_TTL_MS:
         raise InvalidArgument(f"ttl_ms is {request.ttl_ms}; a place is kept for {MAX_TTL_MS} ms at most")
-
-
-def _code_of(raised: BaseException) -> str:
-    if isinstance(raised, asyncio.CancelledError):
-        return Cancelled.code.name
-    return raised.code.name if isinstance(raised, PenstockError) else "INTERNAL"

@@ -1,36 +1,41 @@
 """Takes a request to a worker: asks the policy, sends it over the worker's link, and elsewhere where that failed in time.
 
-In time is before the first byte of an answer, within the caller's deadline, within three attempts and the retry budget. What a
-failure says of its worker is told to the state, which passes it over; a worker that is full is not. Where there is no place at
-once, `gateway.places` finds one. Owns reservations from grant to release. Never parses a payload, never decides who may call.
+In time is before the first byte of an answer, within the caller's deadline, within three attempts and the retry budget. After
+that a generation goes on at another worker that has the same version (`gateway.migration`); nothing else does. What a failure
+says of its worker is told to the state, which passes it over; a worker that is full is not. Where there is no place at once,
+`gateway.places` finds one. Owns reservations from grant to release. Never parses a payload, never decides who may call.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from gateway.capacity import Capacity
+from gateway.exchange import Exchange
 from gateway.fleet import Fleet
-from gateway.journeys import Journey, may_retry, outcome_of
+from gateway.journeys import MAX_MIGRATIONS, Journey, may_migrate, may_retry, outcome_of
 from gateway.ledger import Ledger, Tally
 from gateway.links.roster import Link
+from gateway.links.text_codec import TEXT_CODECS
 from gateway.links.types import CallContext, Method
 from gateway.metrics import GatewayMetrics
+from gateway.migration import Generation
 from gateway.places import Places, WaitSettings
 from gateway.routes import Routes
 from gateway.shadow import Shadow
+from gateway.tracing import note_event
 from gateway.versions import gone
 from placement.routing.policy import choose
 from placement.routing.retry_budget import RetryBudget
 from placement.rules import Route
 from placement.types import ANY_REGION, Decision, Granted, Outcome, Request, Strategy
 from runtime.errors import PenstockError, VersionWithdrawn
-from runtime.ids import ModelVersion
 
+_TEXT_TASKS = ("chat", "completion")
 _DRAWS = Strategy.TWO_CHOICES
 """The strategy that needs random bits."""
 
@@ -66,8 +71,11 @@ class Router:
         self._shadow = Shadow(metrics)
         self._now_s = asyncio.get_running_loop().time
 
-    async def infer(self, request: Request, payload: bytes, call: CallContext) -> bytes:
-        """inference.ModelInferRequest → ModelInferResponse. Raises what the worker answered, or why none was asked."""
+    async def infer(self, request: Request, payload: bytes, call: CallContext, exchange: Exchange | None = None) -> bytes:
+        """inference.ModelInferRequest → ModelInferResponse. Raises what the worker answered, or why none was asked.
+
+        `exchange` is told each worker that is asked.
+        """
         fleet, now_s = self._fleet, self._now_s()
         self._budget.note_request(now_s)
         route = self._routes.of(call.tenant, request.model, request.region or fleet.home)
@@ -79,9 +87,11 @@ class Router:
                 journey = journey or Journey(request, route, call)
                 granted, call = await self._places.find(journey), journey.sent
                 now_s = self._now_s()
+            if exchange is not None:
+                exchange.granted(granted.worker_id, request.model, granted.version)
             link, tally = fleet.links[granted.worker_id], self._tally(request, granted)
             fleet.state.reserve(granted)
-            tally.begin(now_s, 1 if journey is None else self._begun(journey))
+            tally.begin(now_s, 1 if journey is None else self._begun(journey, exchange))
             outcome, answered = Outcome.UNKNOWN, False
             try:
                 answer = await link.call(request.model, granted.version, payload, call)
@@ -104,26 +114,27 @@ class Router:
         request: Request,
         payload: bytes,
         call: CallContext,
-        on_granted: Callable[[ModelVersion], None] | None = None,
+        exchange: Exchange | None = None,
     ) -> AsyncGenerator[bytes, None]:
-        """The answers, one by one; close it when leaving early. Raises like `infer`; after the first answer no retry.
+        """The answers, one by one; close it when leaving early. Raises like `infer`.
 
-        `on_granted` is told which version is asked, each time a worker is.
+        After the first answer only a generation is sent elsewhere: its answers go on where they ended.
         """
         fleet, now_s = self._fleet, self._now_s()
         self._budget.note_request(now_s)
         route = self._routes.of(call.tenant, request.model, request.region or fleet.home)
         request = self._prepared(request, route)
         granted, journey = self._at_once(request, route, now_s), Journey(request, route, call)
+        given: Generation | None = None
         while True:
             if granted is None:
-                granted = await self._places.find(journey)
+                granted = await self._found(journey)
                 now_s = self._now_s()
-            if on_granted is not None:
-                on_granted(granted.version)
+            if exchange is not None:
+                exchange.granted(granted.worker_id, request.model, granted.version)
             link, tally = fleet.links[granted.worker_id], self._tally(request, granted)
             fleet.state.reserve(granted)
-            tally.begin(now_s, self._begun(journey))
+            tally.begin(now_s, self._begun(journey, exchange))
             outcome: Outcome = Outcome.UNKNOWN
             latency_ms: float | None = None
             try:
@@ -131,14 +142,20 @@ class Router:
                     async for answer in answers:
                         if latency_ms is None:
                             outcome, latency_ms = Outcome.ANSWERED, (self._now_s() - now_s) * 1000
+                            given = given or self._generation(method, granted, journey, payload)
+                        if given is not None:
+                            given.feed(answer)
                         yield answer
                 outcome = Outcome.ANSWERED
                 return
             except PenstockError as error:
                 outcome = outcome_of(error)
-                if latency_ms is not None:
-                    raise
-                journey = self._elsewhere(journey, granted, error)
+                if latency_ms is None:
+                    journey = self._elsewhere(journey, granted, error)
+                elif (resumed := self._resumed(journey, granted, error, given)) is not None:
+                    payload = resumed
+                else:
+                    return
             finally:
                 ended_s = self._now_s()
                 tally.end(ended_s)
@@ -181,14 +198,59 @@ class Router:
             region = region if self._fleet.placed(request.model, granted.version, region) else seat.region
         return self.ledger.tallies[region, request.model, granted.version]
 
-    def _begun(self, journey: Journey) -> int:
+    async def _found(self, journey: Journey) -> Granted:
+        try:
+            return await self._places.find(journey)
+        except PenstockError:
+            if journey.migrating and journey.failure is not None:
+                self._metrics.migrated(journey.failure.reason, granted=False)
+            raise
+
+    def _generation(self, method: Method, granted: Granted, journey: Journey, payload: bytes) -> Generation | None:
+        """What remembers the answers that begin now; None: they are no text."""
+        codec = TEXT_CODECS.get(method)
+        if codec is None or (method is not Method.GENERATE and not self._is_text(journey.request.model, granted.version)):
+            return None
+        return Generation(payload, codec)
+
+    def _is_text(self, model: str, version: str) -> bool:
+        return any(copy.task in _TEXT_TASKS for _, copy in self._fleet.copies(model, version)[:1])
+
+    def _resumed(self, journey: Journey, granted: Granted, error: PenstockError, given: Generation | None) -> bytes | None:
+        """The request that goes on after what was given; None: nothing is left to give. Raises the error where nobody can."""
+        if given is None or not may_migrate(error):
+            raise error
+        payload = given.resumed()
+        if payload is None and given.has_ended:
+            return None
+        if payload is None or journey.migrations >= MAX_MIGRATIONS or not self._may_go_on(journey, error):
+            self._metrics.migrated(error.reason, granted=False)
+            raise error
+        journey.migrate(granted.worker_id, granted.version, error)
+        return payload
+
+    def _may_go_on(self, journey: Journey, error: PenstockError) -> bool:
+        """Within the retry budget, or at no cost to it."""
+        return journey.is_free(error) or self._budget.take(self._now_s())
+
+    def _begun(self, journey: Journey, exchange: Exchange | None) -> int:
         """A worker is asked once more; 1 where this request is not in what is reported of its model yet."""
         if journey.failure is not None:
-            self._metrics.retried(journey.failure.reason, granted=True)
+            self._note_another(journey, journey.failure, exchange)
         if journey.counted:
             return 0
         journey.counted = True
         return 1
+
+    def _note_another(self, journey: Journey, failure: PenstockError, exchange: Exchange | None) -> None:
+        if journey.migrating:
+            journey.migrating = False
+            self._metrics.migrated(failure.reason, granted=True)
+            if exchange is not None:
+                exchange.migrations += 1
+        else:
+            self._metrics.retried(failure.reason, granted=True)
+        note_event("sent_elsewhere", reason=failure.reason, migrations=journey.migrations, failed=len(journey.failed_on))
 
     def _elsewhere(self, journey: Journey, granted: Granted, error: PenstockError) -> Journey:
         """The journey on to another worker. Raises the error where there must not be one."""
@@ -197,7 +259,7 @@ class Router:
         if not may_retry(error):
             raise error
         journey.fail(granted.worker_id, error)
-        if journey.spent or not self._budget.take(self._now_s()):
+        if journey.spent or not self._may_go_on(journey, error):
             self._metrics.retried(error.reason, granted=False)
             if not self._places.may_queue(journey):
                 raise error

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from gateway.admission import KeyFacts
 from gateway.refusals import unknown_model
+from gateway.routes import Routes
 from gateway.versions import VersionTable, roll_of, table_of
 from placement.types import Copy, Worker
 from runtime.errors import Code, DeadlineExceeded, PenstockError
@@ -49,7 +50,10 @@ class Targets:
         enforced: bool = True,
         wait_s: float = 10.0,
         rng: random.Random | None = None,
+        routes: Routes | None = None,
     ) -> None:
+        """Without routes, requests of one key that name nothing are shared out one by one, whatever rules say."""
+        self._routes = routes
         self._board, self._fleet, self._wait_s = board, fleet, wait_s
         self._enforced = enforced and board is not None
         self._tables: dict[str, VersionTable] = {}
@@ -73,7 +77,7 @@ class Targets:
             raise unknown_model(model, wanted)
         if not wanted and table.plain is not None:
             return table.plain
-        return table.version(wanted, roll_of(model, session_key) if session_key else self._roll())
+        return table.version(wanted, roll_of(model, session_key) if session_key else self._roll_for(key, model))
 
     async def found(
         self, key: KeyFacts, model: str, wanted: str = "", session_key: str = "", deadline_s: float | None = None
@@ -111,6 +115,10 @@ class Targets:
         table = self._tables.get(model)
         return not self._enforced or (table is not None and table.allows(key.tenant))
 
+    def is_known(self, model: str) -> bool:
+        """Whether the registry has told of this model, whoever may have it."""
+        return model in self._tables
+
     def pinned(self, key: KeyFacts, model: str, wanted: str) -> ModelVersion:
         """The number that is meant; empty stays empty. To others than its callers a model is unknown.
 
@@ -126,6 +134,13 @@ class Targets:
         version = self.pinned(key, model, wanted)
         table = self._tables.get(model)
         return version if version or table is None else table.mostly()
+
+    def _roll_for(self, key: KeyFacts, model: str) -> float:
+        """A request without a session: its key's own roll, where a rule wants that and there is a key."""
+        routes = self._routes
+        if routes is None or not key.key_id or not routes.at_home(key.tenant, model).sticky_versions:
+            return self._roll()
+        return roll_of(model, key.key_id)
 
     @property
     def _synced(self) -> bool:

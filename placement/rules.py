@@ -7,6 +7,7 @@ here.
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -32,6 +33,28 @@ MAX_NAME = 128
 MAX_WEIGHT = 100.0
 MAX_SHARE = 1_000_000
 WEIGHT_NAMES = frozenset(each.name for each in fields(Weights))
+
+MAX_FALLBACKS = 8
+"""Listed; how many of them one request may ask is the gateway's to say."""
+
+NOBODY_INSTEAD = "none"
+"""Alone in a list of fallbacks, it takes those of earlier rules away."""
+
+MIN_HEDGE_QUANTILE, MAX_HEDGE_QUANTILE = 0.5, 0.999
+
+
+class Cause(enum.Enum):
+    """Why a model did not answer, as far as another one might."""
+
+    FAILURE = "failure"
+    """Nobody who has it can answer: unreachable, broken, not loaded in time."""
+    OVERLOAD = "overload"
+    """Everybody who has it is full."""
+    CONTEXT = "context"
+    """Prompt and answer are more tokens than it takes."""
+
+
+ALL_CAUSES = frozenset(Cause)
 
 
 class Described(Protocol):
@@ -90,9 +113,20 @@ class Rule:
     priority_class: int | None = None
     share: int = 0
     flags: Mapping[str, bool] = field(default_factory=dict)
+    fallbacks: tuple[str, ...] | None = None
+    """Models, or versions as `model@version`, asked in this order; an empty one takes those of earlier rules away."""
+    fallback_on: frozenset[Cause] = frozenset()
+    hedge_quantile: float | None = None
+    sticky_versions: bool | None = None
+    auto_models: tuple[str, ...] = ()
 
     def matches(self, tenant: TenantId, model: ModelName, region: Region) -> bool:
-        return _any(self.tenants, tenant) and _any(self.models, model) and _any(self.regions, region)
+        return named(self.tenants, tenant) and named(self.models, model) and named(self.regions, region)
+
+    @property
+    def detours(self) -> bool:
+        """Whether a request under it may be asked of more than the one worker that is chosen for it."""
+        return bool(self.fallbacks or self.hedge_quantile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +152,15 @@ class Route:
     share: int = 1
     flags: frozenset[str] = frozenset()
     """Those that are on."""
+    fallbacks: tuple[str, ...] = ()
+    """Who is asked where the model does not answer for one of the causes."""
+    fallback_on: frozenset[Cause] = ALL_CAUSES
+    hedge_quantile: float = 0.0
+    """A second worker is asked once the first takes longer than so many of its recent requests did; 0: never."""
+    sticky_versions: bool = False
+    """Requests of one API key keep to one of an alias' versions."""
+    auto_models: tuple[str, ...] = ()
+    """Among whom "auto" is chosen, those of an earlier pattern first; empty: all."""
     rules: tuple[str, ...] = ()
     """Names of those that matched, for people."""
 
@@ -162,6 +205,11 @@ def _under(route: Route, rule: Rule, name: str) -> Route:
         priority_class=route.priority_class if rule.priority_class is None else rule.priority_class,
         share=rule.share or route.share,
         flags=frozenset(route.flags - rule.flags.keys() | on),
+        fallbacks=route.fallbacks if rule.fallbacks is None else rule.fallbacks,
+        fallback_on=rule.fallback_on or route.fallback_on,
+        hedge_quantile=route.hedge_quantile if rule.hedge_quantile is None else rule.hedge_quantile,
+        sticky_versions=route.sticky_versions if rule.sticky_versions is None else rule.sticky_versions,
+        auto_models=rule.auto_models or route.auto_models,
         rules=(*route.rules, name),
     )
 
@@ -184,7 +232,29 @@ def _wrong(rule: Rule) -> str | None:
         return f"priority class {rule.priority_class} is none; 0 comes first, 1 is the standard, {LAST_CLASS} comes last"
     if not 0 <= rule.share <= MAX_SHARE:
         return f"a share of {rule.share} is none; it lies between 0, which leaves it as it is, and {MAX_SHARE}"
-    return None
+    return _wrong_fallbacks(rule.fallbacks or ()) or _wrong_hedge(rule.hedge_quantile)
+
+
+def _wrong_fallbacks(fallbacks: tuple[str, ...]) -> str | None:
+    if len(fallbacks) > MAX_FALLBACKS:
+        return f"{len(fallbacks)} fallbacks are too many; at most {MAX_FALLBACKS} are taken"
+    if NOBODY_INSTEAD in fallbacks:
+        return f"{NOBODY_INSTEAD!r} among fallbacks means that there are none, and stands alone"
+    for each in fallbacks:
+        model, at, version = each.partition("@")
+        if not model or bool(at) is not bool(version) or "@" in version or "*" in each or "?" in each:
+            return f"fallback {each!r} names no model; it is written 'model', 'model@2' or 'model@alias'"
+    repeated = next((each for each in fallbacks if fallbacks.count(each) > 1), None)
+    return None if repeated is None else f"fallback {repeated!r} is listed twice"
+
+
+def _wrong_hedge(quantile: float | None) -> str | None:
+    if not quantile or MIN_HEDGE_QUANTILE <= quantile <= MAX_HEDGE_QUANTILE:
+        return None
+    return (
+        f"a hedge_quantile of {quantile:g} is none; it lies between {MIN_HEDGE_QUANTILE:g} and {MAX_HEDGE_QUANTILE:g}, and 0"
+        " means never"
+    )
 
 
 def _lists(rule: Rule) -> list[tuple[str, Collection[object]]]:
@@ -194,6 +264,8 @@ def _lists(rule: Rule) -> list[tuple[str, Collection[object]]]:
         ("models", rule.models),
         ("regions", rule.regions),
         ("flags", rule.flags),
+        ("fallbacks", rule.fallbacks or ()),
+        ("auto_models", rule.auto_models),
     ]
     for kind in ("deny", "allow", "prefer"):
         selectors: tuple[WorkerSelector, ...] = getattr(rule, kind)
@@ -208,6 +280,7 @@ def _lists(rule: Rule) -> list[tuple[str, Collection[object]]]:
     return named
 
 
-def _any(patterns: tuple[str, ...], name: str) -> bool:
+def named(patterns: tuple[str, ...], name: str) -> bool:
+    """Whether one of the patterns is for this name; without any they are for every name."""
     # Only * and ? are special here; brackets are letters.
     return not patterns or any(fnmatchcase(name, pattern.replace("[", "[[]")) for pattern in patterns)

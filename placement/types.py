@@ -38,6 +38,14 @@ class Copy:
     """Rows that one execution takes; 0 = no batch dimension."""
     memory_bytes: int = 0
     """What it takes of its worker's memory, or is thought to take; 0 = unknown."""
+    capabilities: frozenset[str] = frozenset()
+    """What may be asked of it beyond its task, of `runtime.model_traits.CAPABILITIES`."""
+    cacheable: bool = False
+    """The same request gets the same answer: one given before may be given again."""
+    context_tokens: int = 0
+    """Prompt and answer together; 0 = unknown."""
+    cost_per_million_tokens: float = 0.0
+    """Beside those of other models; 0 = unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from placement.candidates import Candidates, Integers, Seat, candidates_of, seat_of, seated_alike
 from placement.types import ANY_REGION, CandidateKey, Copy, CopyState, Worker, newest
-from runtime.ids import ModelName, ModelVersion, Region, WorkerId
+from runtime.ids import Digest, ModelName, ModelVersion, Region, WorkerId
 
 NOBODY = 0
 """The tenure of a slot that no worker holds; tenures count from 1."""
@@ -48,6 +48,8 @@ class FleetView:
     last_tenure: int = NOBODY
     lineage: object = field(default_factory=object, compare=False)
     """Views made of one another share it: slots and tenures mean the same in all of them."""
+    repeatable: Mapping[ModelName, Mapping[ModelVersion, Digest]] = field(default_factory=dict)
+    """Of models whose answers may be given again: each version that is so, and what it is."""
 
     def with_worker(self, worker: Worker) -> FleetView:
         return self.with_changes((worker,))
@@ -93,14 +95,29 @@ def _changed(view: FleetView, arrived: dict[WorkerId, Worker], left: list[Worker
     touched: dict[ModelName, _Touched] = defaultdict(_Touched)
     for worker_id in (*arrived, *left):
         _touch(touched, view.workers.get(worker_id), arrived.get(worker_id), view.seats.get(worker_id), seats.get(worker_id))
-    models = dict(view.models)
+    models, repeatable = dict(view.models), dict(view.repeatable)
     for model, change in touched.items():
         index = _reindexed(model, models.get(model), change)
+        repeatable.pop(model, None)
         if index is None:
             models.pop(model, None)
         else:
             models[model] = index
-    return FleetView(workers, models, seats, tenures, free_slots, last_tenure, view.lineage)
+            if digests := _repeatable(index):
+                repeatable[model] = digests
+    return FleetView(workers, models, seats, tenures, free_slots, last_tenure, view.lineage, repeatable)
+
+
+def _repeatable(index: ModelIndex) -> dict[ModelVersion, Digest]:
+    """A version is what its digest says, so one copy's word is enough; versions that have two digests are two things."""
+    said = [copy for copies in index.holders.values() for copy in copies if copy.cacheable and copy.digest]
+    if not said:
+        return {}
+    digests: dict[ModelVersion, set[Digest]] = defaultdict(set)
+    for copies in index.holders.values():
+        for copy in copies:
+            digests[copy.version].add(copy.digest)
+    return {copy.version: copy.digest for copy in said if len(digests[copy.version]) == 1}
 
 
 def _reseated(

@@ -6,8 +6,6 @@ authenticated as a whole, but for the columns marked UNSEALED (`seals.py`).
 
 from __future__ import annotations
 
-from typing import Any
-
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -24,13 +22,11 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from registry.columns import UNSEALED, Serial, moment, seal, words
 from runtime.database import Schema
 
 HEAD = "0001"
 """The migration that makes these tables what they are here."""
-
-UNSEALED = {"unsealed": True}
-"""Of columns that change often and grant nothing."""
 
 metadata = MetaData(
     naming_convention={
@@ -41,103 +37,118 @@ metadata = MetaData(
     }
 )
 
-_Serial = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows only in an INTEGER PRIMARY KEY
-
-
-def _time(name: str, *, unsealed: bool = False) -> Column[int]:
-    return Column(name, BigInteger, nullable=False, default=0, info=UNSEALED if unsealed else {})
-
-
-def _seal() -> Column[bytes]:
-    return Column("seal", LargeBinary, nullable=False)
-
-
-def _text(name: str, length: int, *arguments: Any, **options: Any) -> Column[str]:
-    return Column(name, String(length), *arguments, nullable=False, **options)
-
-
 tenants = Table(
     "tenants",
     metadata,
     Column("tenant", String(63), primary_key=True),
-    _time("created_at_ms"),
+    moment("created_at_ms"),
     Column("quota_bytes", BigInteger, nullable=False, default=0),  # 0 = no limit
-    _seal(),
+    seal(),
 )
 
 users = Table(
     "users",
     metadata,
     Column("user_id", String(32), primary_key=True),
-    _text("tenant", 63, ForeignKey("tenants.tenant"), index=True),
-    _text("name", 128, unique=True),
-    _text("role", 16),
+    words("tenant", 63, ForeignKey("tenants.tenant"), index=True),
+    words("name", 128, unique=True),
+    words("role", 16),
     Column("password_hash", Text, nullable=False),
-    _time("created_at_ms"),
-    _time("disabled_at_ms"),
-    _time("last_login_at_ms", unsealed=True),
-    _seal(),
+    moment("created_at_ms"),
+    moment("disabled_at_ms"),
+    moment("last_login_at_ms", unsealed=True),
+    seal(),
 )
 
 sessions = Table(
     "sessions",
     metadata,
     Column("session_sha256", LargeBinary(32), primary_key=True),
-    _text("user_id", 32, ForeignKey("users.user_id"), index=True),
-    _time("created_at_ms"),
+    words("user_id", 32, ForeignKey("users.user_id"), index=True),
+    moment("created_at_ms"),
     Column("expires_at_ms", BigInteger, nullable=False, index=True),
-    _seal(),
+    seal(),
 )
 
 keys = Table(
     "keys",
     metadata,
     Column("key_id", String(32), primary_key=True),
-    _text("tenant", 63, ForeignKey("tenants.tenant"), index=True),
-    _text("name", 128),
-    _text("role", 16),
+    words("tenant", 63, ForeignKey("tenants.tenant"), index=True),
+    words("name", 128),
+    words("role", 16),
     Column("scopes", JSON, nullable=False),
     Column("secret_sha256", LargeBinary(32), nullable=False, unique=True),
     Column("allowed_models", JSON, nullable=False),
     Column("requests_per_s", Float(53), nullable=False),
     Column("burst", BigInteger, nullable=False),
-    _time("created_at_ms"),
-    _time("expires_at_ms"),
-    _time("revoked_at_ms"),
-    _text("rotated_to", 32),
-    _time("last_used_at_ms", unsealed=True),
-    _seal(),
+    moment("created_at_ms"),
+    moment("expires_at_ms"),
+    moment("revoked_at_ms"),
+    words("rotated_to", 32),
+    moment("last_used_at_ms", unsealed=True),
+    seal(),
+)
+
+limits = Table(
+    "limits",
+    metadata,
+    Column("limit_id", String(32), primary_key=True),
+    # No foreign keys: an empty name means all of them, and a key's limits may outlive it until somebody needs their room.
+    words("tenant", 63),
+    words("key_id", 32),
+    words("model", 128),
+    words("scope", 16),
+    words("set_by", 16),
+    Column("requests_per_s", Float(53), nullable=False),
+    Column("burst", BigInteger, nullable=False),
+    Column("tokens_per_min", BigInteger, nullable=False),
+    Column("concurrent_requests", BigInteger, nullable=False),
+    Column("requests_per_day", BigInteger, nullable=False),
+    Column("tokens_per_day", BigInteger, nullable=False),
+    words("when_unsure", 16),
+    Column("generation", BigInteger, nullable=False),
+    seal(),
+    Index("ix_limits_tenant_key_id", "tenant", "key_id"),
+)
+
+limit_changes = Table(
+    # One row, once there ever was a limit: how new what the database says of limits is. Who changes them holds it.
+    "limit_changes",
+    metadata,
+    Column("one", Integer, primary_key=True, autoincrement=False),
+    Column("generation", BigInteger, nullable=False),
 )
 
 models = Table(
     "models",
     metadata,
     Column("model", String(128), primary_key=True),
-    _text("tenant", 63, ForeignKey("tenants.tenant"), index=True),
+    words("tenant", 63, ForeignKey("tenants.tenant"), index=True),
     Column("description", Text, nullable=False),
     Column("shared_with", JSON, nullable=False),
-    _time("created_at_ms"),
+    moment("created_at_ms"),
     Column("generation", BigInteger, nullable=False, info=UNSEALED),
-    _seal(),
+    seal(),
 )
 
 versions = Table(
     "versions",
     metadata,
     Column("digest", String(64), primary_key=True),
-    _text("model", 128, ForeignKey("models.model")),
+    words("model", 128, ForeignKey("models.model")),
     Column("number", BigInteger, nullable=False),
-    _text("engine", 32),
-    _text("task", 32),
+    words("engine", 32),
+    words("task", 32),
     Column("size_bytes", BigInteger, nullable=False),
-    _time("published_at_ms"),
-    _text("signer_id", 20),
+    moment("published_at_ms"),
+    words("signer_id", 20),
     Column("manifest", LargeBinary, nullable=False),
     Column("signature", LargeBinary, nullable=False),
     Column("ed25519_public_key", LargeBinary, nullable=False),
-    _time("withdrawn_at_ms"),
+    moment("withdrawn_at_ms"),
     Column("withdrawn_because", Text, nullable=False),
-    _seal(),
+    seal(),
     UniqueConstraint("model", "number"),
 )
 
@@ -156,31 +167,31 @@ aliases = Table(
     Column("number", BigInteger, nullable=False),  # 0 = none yet: its first target is being warmed
     Column("weight", Integer, nullable=False),
     Column("generation", BigInteger, nullable=False),
-    _time("moved_at_ms"),
+    moment("moved_at_ms"),
     Column("pending_number", BigInteger, nullable=False),  # 0 = nothing is under way
     Column("pending_weight", Integer, nullable=False),
-    _time("pending_since_ms"),
-    _text("pending_promotes", 64),
-    _text("pending_kind", 16),
-    _text("pending_by", 64),
-    _seal(),
+    moment("pending_since_ms"),
+    words("pending_promotes", 64),
+    words("pending_kind", 16),
+    words("pending_by", 64),
+    seal(),
 )
 
 alias_moves = Table(
     "alias_moves",
     metadata,
-    Column("move", _Serial, primary_key=True, autoincrement=True, info=UNSEALED),
-    _text("model", 128, ForeignKey("models.model")),
-    _text("alias", 64),
+    Column("move", Serial, primary_key=True, autoincrement=True, info=UNSEALED),
+    words("model", 128, ForeignKey("models.model")),
+    words("alias", 64),
     Column("generation", BigInteger, nullable=False),
     Column("from_number", BigInteger, nullable=False),
     Column("to_number", BigInteger, nullable=False),
     Column("weight", Integer, nullable=False),
-    _time("at_ms"),
-    _text("by", 64),
-    _text("kind", 16),
+    moment("at_ms"),
+    words("by", 64),
+    words("kind", 16),
     Column("reason", Text, nullable=False),
-    _seal(),
+    seal(),
     UniqueConstraint("model", "alias", "generation"),
 )
 
@@ -189,13 +200,13 @@ signers = Table(
     metadata,
     Column("signer_id", String(20), primary_key=True),
     Column("tenant", String(63), ForeignKey("tenants.tenant"), primary_key=True),
-    _text("name", 128),
+    words("name", 128),
     Column("endorsement", LargeBinary, nullable=False),  # a serialised SignedEndorsement
-    _time("endorsed_at_ms"),
-    _time("expires_at_ms"),
-    _time("revoked_at_ms"),
-    _text("endorsed_by", 20),
-    _seal(),
+    moment("endorsed_at_ms"),
+    moment("expires_at_ms"),
+    moment("revoked_at_ms"),
+    words("endorsed_by", 20),
+    seal(),
 )
 
 files = Table(
@@ -206,8 +217,8 @@ files = Table(
     Column("size_bytes", BigInteger, nullable=False),
     Column("part_bytes", BigInteger, nullable=False),
     Column("wrapped_key", LargeBinary, nullable=False),
-    _text("master_key_id", 16),
-    _time("created_at_ms"),
+    words("master_key_id", 16),
+    moment("created_at_ms"),
 )
 
 file_owners = Table(
@@ -215,23 +226,23 @@ file_owners = Table(
     metadata,
     Column("tenant", String(63), ForeignKey("tenants.tenant"), primary_key=True),
     Column("sha256", String(64), ForeignKey("files.sha256"), primary_key=True, index=True),
-    _time("since_ms"),
+    moment("since_ms"),
 )
 
 uploads = Table(
     "uploads",
     metadata,
     Column("upload_id", String(32), primary_key=True),
-    _text("tenant", 63, ForeignKey("tenants.tenant")),
-    _text("sha256", 64),
+    words("tenant", 63, ForeignKey("tenants.tenant")),
+    words("sha256", 64),
     Column("size_bytes", BigInteger, nullable=False),
     Column("part_bytes", BigInteger, nullable=False),
     Column("object_id", LargeBinary(16), nullable=False, unique=True),
     Column("wrapped_key", LargeBinary, nullable=False),
-    _text("master_key_id", 16),
-    _time("created_at_ms"),
-    _time("touched_at_ms"),
-    _time("verifying_until_ms"),
+    words("master_key_id", 16),
+    moment("created_at_ms"),
+    moment("touched_at_ms"),
+    moment("verifying_until_ms"),
     UniqueConstraint("tenant", "sha256"),
 )
 
@@ -247,47 +258,47 @@ join_tokens = Table(
     metadata,
     Column("token_id", String(32), primary_key=True),
     Column("secret_sha256", LargeBinary(32), nullable=False),
-    _text("role", 16),
+    words("role", 16),
     Column("tenants", JSON, nullable=False),
-    _time("created_at_ms"),
-    _time("expires_at_ms"),
-    _time("used_at_ms"),
-    _text("node_id", 20),
-    _time("revoked_at_ms"),
-    _seal(),
+    moment("created_at_ms"),
+    moment("expires_at_ms"),
+    moment("used_at_ms"),
+    words("node_id", 20),
+    moment("revoked_at_ms"),
+    seal(),
 )
 
 nodes = Table(
     "nodes",
     metadata,
     Column("node_id", String(20), primary_key=True),
-    _text("role", 16),
+    words("role", 16),
     Column("tenants", JSON, nullable=False),
     Column("hosts", JSON, nullable=False),
     Column("ed25519_public_key", LargeBinary, nullable=False),
-    _text("hardware_fingerprint", 64),
-    _time("enrolled_at_ms"),
-    _time("certificate_expires_at_ms"),
-    _time("renewed_at_ms"),
-    _time("revoked_at_ms"),
+    words("hardware_fingerprint", 64),
+    moment("enrolled_at_ms"),
+    moment("certificate_expires_at_ms"),
+    moment("renewed_at_ms"),
+    moment("revoked_at_ms"),
     Column("revoked_because", Text, nullable=False),
-    _seal(),
+    seal(),
 )
 
 audit = Table(
     "audit",
     metadata,
-    Column("entry", _Serial, primary_key=True, autoincrement=True, info=UNSEALED),
+    Column("entry", Serial, primary_key=True, autoincrement=True, info=UNSEALED),
     Column("at_ms", BigInteger, nullable=False, index=True),
-    _text("actor_kind", 16),
-    _text("actor_id", 64),
-    _text("tenant", 63),
-    _text("action", 64),
-    _text("subject", 256),
-    _text("outcome", 16),
-    _text("detail", 500),
-    _text("request_id", 128),
-    _seal(),
+    words("actor_kind", 16),
+    words("actor_id", 64),
+    words("tenant", 63),
+    words("action", 64),
+    words("subject", 256),
+    words("outcome", 16),
+    words("detail", 500),
+    words("request_id", 128),
+    seal(),
     Index("ix_audit_tenant_entry", "tenant", "entry"),
 )
 
@@ -295,10 +306,10 @@ outbox = Table(
     # What the mesh is still to be told: written with the change it tells of, gone when etcd has it.
     "outbox",
     metadata,
-    Column("notice", _Serial, primary_key=True, autoincrement=True),
-    _text("kind", 16),
-    _text("subject", 128),
-    _time("at_ms"),
+    Column("notice", Serial, primary_key=True, autoincrement=True),
+    words("kind", 16),
+    words("subject", 128),
+    moment("at_ms"),
 )
 
 REGISTRY = Schema("registry", metadata, HEAD, "registry.migrations")

@@ -25,6 +25,10 @@ from registry.files.garbage import collecting
 from registry.files.rotation import Rotation
 from registry.files.servicer import SERVICE as FILES
 from registry.ground import Ground
+from registry.limits.on_keys import LimitsOnKeys
+from registry.limits.servicer import SERVICE as LIMITS
+from registry.limits.servicer import LimitServicer
+from registry.limits.sql import LimitSql
 from registry.models.servicer import SERVICE as MODELS
 from registry.models.servicer import ModelServicer
 from registry.nodes.enrolment import Enrolment
@@ -38,7 +42,7 @@ from runtime.records import RecordVerifier
 from runtime.revocations import Revocations
 from runtime.serving import Register
 
-SERVICES = (MODELS, FILES, ACCOUNTS, NODES, AUDIT)
+SERVICES = (MODELS, FILES, ACCOUNTS, LIMITS, NODES, AUDIT)
 
 
 class Registry:
@@ -56,6 +60,7 @@ class Registry:
         door = MeshDoor(Bearers(database, seals), self.revocations, clock, self._last_use.used)
         self._nodes = SqlNodes(database, seals, trail)
         self._files = self._composed_files(door, seals, data_keys, trail)
+        limit_sql = LimitSql(seals)
         enrolment = Enrolment(self._nodes, ground.authority, ground.rules, self.revocations, clock)
         servicers = (
             ModelServicer(
@@ -63,8 +68,16 @@ class Registry:
             ),
             self._files.servicer,
             AccountServicer(
-                door=door, database=database, sql=sql, trail=trail, bounded=bounded, last_use=self._last_use, clock=clock
+                door=door,
+                database=database,
+                sql=sql,
+                limits=LimitsOnKeys(limit_sql),
+                trail=trail,
+                bounded=bounded,
+                last_use=self._last_use,
+                clock=clock,
             ),
+            LimitServicer(door=door, database=database, sql=limit_sql, trail=trail, clock=clock),
             NodeServicer(door=door, enrolment=enrolment, sql=self._nodes, bounded=bounded, clock=clock),
             AuditServicer(door=door, database=database, seals=seals, trail=trail, bounded=bounded, clock=clock),
         )

@@ -42,6 +42,8 @@ class Schema:
     """The package with Alembic's `env.py` and `versions/`."""
     version_table: str = "alembic_version"
     """Of its own where services may share a database."""
+    gives_back: bool = False
+    """Rows are deleted for good, many of them: an SQLite file is made so that it can shrink."""
 
 
 class DatabaseUnavailable(PenstockError, code=Code.UNAVAILABLE, reason="DATABASE_UNAVAILABLE"):
@@ -132,7 +134,7 @@ async def open_database(address: str, schema: Schema) -> AsyncIterator[Database]
         sqlite.prepare_folder(url)
     engine = _engine(url, schema)
     if is_sqlite:
-        sqlite.prepare_engine(engine)
+        sqlite.prepare_engine(engine, gives_back=schema.gives_back)
     try:
         database = Database(engine, schema)
         await _migrated(database, url, schema)

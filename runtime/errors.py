@@ -116,6 +116,14 @@ class VersionWithdrawn(PenstockError, code=Code.FAILED_PRECONDITION, reason="VER
     """A model's version that nobody may serve or load any more. Every service answers so."""
 
 
+class ContextExceeded(InvalidArgument, code=Code.INVALID_ARGUMENT, reason="CONTEXT_EXCEEDED"):
+    """Prompt and answer together are more tokens than this model takes; a model with a longer context may take them."""
+
+
+class CapabilityLacking(InvalidArgument, code=Code.INVALID_ARGUMENT, reason="CAPABILITY_LACKING"):
+    """The request asks for something that this model does not do; another model may."""
+
+
 class UpstreamBusy(PenstockError, code=Code.RESOURCE_EXHAUSTED, reason="UPSTREAM_RATE_LIMITED"):
     """Somebody else's API, for which a model stands, takes no more for now; every copy of the model asks the same one."""
 

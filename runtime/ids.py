@@ -28,6 +28,7 @@ EVERY_TENANT = "*"
 
 PRESENCE_PREFIX = "/penstock/presence/"
 MODELS_PREFIX = "/penstock/models/"
+GATEWAYS_PREFIX = "/penstock/gateways/"
 
 
 def presence_key(region: Region, worker: WorkerId) -> str:
@@ -36,6 +37,15 @@ def presence_key(region: Region, worker: WorkerId) -> str:
 
 def model_key(model: ModelName, version: ModelVersion, region: Region, worker: WorkerId) -> str:
     return f"{MODELS_PREFIX}{model}/{version}/{region}/{worker}"
+
+
+def gateways_prefix(region: Region) -> str:
+    return f"{GATEWAYS_PREFIX}{region}/"
+
+
+def gateway_key(region: Region, gateway: NodeId, process: int) -> str:
+    """Of one process of a gateway: those that share its edge port are numbered from 0."""
+    return f"{gateways_prefix(region)}{gateway}/{process}"
 
 
 def control_prefix(region: Region) -> str:
@@ -69,6 +79,9 @@ def election_prefix(group: str) -> str:
 
 REGISTRY_PREFIX = "/penstock/registry/"
 """What the registry tells everybody: `runtime.notices`."""
+
+
+LIMITS_NOTICE_KEY = f"{REGISTRY_PREFIX}limits"
 
 
 def model_notice_key(model: ModelName) -> str:

@@ -6,14 +6,16 @@ misspelt one would be ignored in silence.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
 from penstock.registry.v1 import models_pb2
 
-from runtime.errors import Code, PenstockError
+from runtime.description_table import DescriptionTable, ModelFolderRefused
+from runtime.model_traits import CAPABILITIES, cache_fault, unknown_capabilities
 
 TASKS = ("tensor", "chat", "completion", "embedding")
 DATATYPES = (
@@ -23,7 +25,7 @@ DATATYPES = (
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _FIELDS = (
     *("name", "engine", "task", "description", "licence", "max_batch_size", "tier", "decoupled", "instances", "memory_bytes"),
-    "confidential",
+    *("confidential", "response_cache", "context_tokens", "cost_per_million_tokens", "capabilities"),
     *("inputs", "outputs", "parameters", "batching", "sequence_batching", "warm_ups", "compiled_for"),
 )
 _POLICY_FIELDS = ("timeout_action", "default_timeout_us", "allow_timeout_override", "max_queue_size")
@@ -39,13 +41,9 @@ _CONTROLS = MappingProxyType(
 )
 
 
-class ModelFolderRefused(PenstockError, code=Code.INVALID_ARGUMENT, reason="MODEL_FOLDER_REFUSED"):
-    """The folder does not describe a model."""
-
-
 def describe(source: str, content: Mapping[str, Any]) -> models_pb2.Manifest:
     """The manifest, without version and files. Raises ModelFolderRefused, whose sentence begins with `source`."""
-    top = _Table(source, "", content)
+    top = DescriptionTable(source, "", content)
     try:
         return _manifest(top)
     except ValueError as error:  # protobuf's word for a number that its field cannot hold
@@ -62,9 +60,9 @@ def checked_name(source: str, name: str) -> str:
     return name
 
 
-def _manifest(top: _Table) -> models_pb2.Manifest:
+def _manifest(top: DescriptionTable) -> models_pb2.Manifest:
     top.knows(_FIELDS)
-    return models_pb2.Manifest(
+    manifest = models_pb2.Manifest(
         model=checked_name(top.source, top.text("name")),
         engine=top.text("engine"),
         task=top.choice("task", TASKS, "tensor"),
@@ -83,10 +81,48 @@ def _manifest(top: _Table) -> models_pb2.Manifest:
         inputs=[_tensor(entry) for entry in top.tables("inputs")],
         outputs=[_tensor(entry) for entry in top.tables("outputs")],
         parameters={key: _parameter(value) for key, value in top.table("parameters").items()},
+        response_cache=top.flag("response_cache"),
+        context_tokens=top.number("context_tokens"),
+        cost_per_million_tokens=top.amount("cost_per_million_tokens"),
+        capabilities=_capabilities(top),
+    )
+    if manifest.response_cache and (fault := manifest_cache_fault(manifest)):
+        raise top.refused(f"response_cache {fault}; leave one of the two out")
+    return manifest
+
+
+def trait_faults(manifest: models_pb2.Manifest) -> list[str]:
+    """What cannot be so of what a manifest says of its model besides inputs and outputs, for one that came from elsewhere."""
+    faults = []
+    if unknown := unknown_capabilities(manifest.capabilities):
+        faults.append(f"capability {unknown[0][:80]!r}: they are {', '.join(CAPABILITIES)}")
+    if manifest.response_cache and (fault := manifest_cache_fault(manifest)):
+        faults.append(f"response_cache: it {fault}")
+    cost = manifest.cost_per_million_tokens
+    if not (math.isfinite(cost) and cost >= 0):
+        faults.append(f"cost_per_million_tokens {cost}: a number from 0 is expected")
+    return faults
+
+
+def manifest_cache_fault(manifest: models_pb2.Manifest) -> str:
+    """As `cache_fault`, of what this manifest says of its model."""
+    return cache_fault(
+        manifest.task,
+        sequences=manifest.HasField("sequence_batching"),
+        decoupled=manifest.decoupled,
+        confidential=manifest.confidential,
     )
 
 
-def _batching(table: _Table) -> models_pb2.Batching:
+def _capabilities(top: DescriptionTable) -> list[str]:
+    """Each once, in the order of the table of them."""
+    named = top.texts("capabilities")
+    if unknown := unknown_capabilities(named):
+        raise top.refused(f"capabilities names {unknown[0][:80]!r}; they are: {', '.join(CAPABILITIES)}")
+    return [each for each in CAPABILITIES if each in named]
+
+
+def _batching(table: DescriptionTable) -> models_pb2.Batching:
     table.knows(
         (
             *("max_queue_delay_us", "preferred_batch_sizes", "max_queue_size", "preserve_ordering"),
@@ -109,7 +145,7 @@ def _batching(table: _Table) -> models_pb2.Batching:
     )
 
 
-def _policy(table: _Table) -> models_pb2.QueuePolicy:
+def _policy(table: DescriptionTable) -> models_pb2.QueuePolicy:
     table.knows(_POLICY_FIELDS)
     return models_pb2.QueuePolicy(
         timeout_action=_TIMEOUT_ACTIONS[table.choice("timeout_action", tuple(_TIMEOUT_ACTIONS), "reject")],
@@ -119,7 +155,7 @@ def _policy(table: _Table) -> models_pb2.QueuePolicy:
     )
 
 
-def _sequence_batching(table: _Table) -> models_pb2.SequenceBatching:
+def _sequence_batching(table: DescriptionTable) -> models_pb2.SequenceBatching:
     table.knows(("strategy", "max_idle_us", "max_sequences", "max_waiting_sequences", "controls", "states"))
     return models_pb2.SequenceBatching(
         strategy=_STRATEGIES[table.choice("strategy", tuple(_STRATEGIES), "direct")],
@@ -146,7 +182,7 @@ def _sequence_batching(table: _Table) -> models_pb2.SequenceBatching:
     )
 
 
-def _warm_up(table: _Table) -> models_pb2.WarmUp:
+def _warm_up(table: DescriptionTable) -> models_pb2.WarmUp:
     table.knows(("name", "rows", "count", "inputs"))
     inputs = table.table("inputs")
     return models_pb2.WarmUp(
@@ -157,7 +193,7 @@ def _warm_up(table: _Table) -> models_pb2.WarmUp:
     )
 
 
-def _warm_up_input(table: _Table) -> models_pb2.WarmUpInput:
+def _warm_up_input(table: DescriptionTable) -> models_pb2.WarmUpInput:
     table.knows(("data", "file", "shape"))
     data = table.choice("data", ("zeros", "random", "file"), "file" if table.has("file") else "zeros")
     shape = table.shape("shape") if table.has("shape") else []
@@ -168,7 +204,7 @@ def _warm_up_input(table: _Table) -> models_pb2.WarmUpInput:
     return models_pb2.WarmUpInput(shape=shape, zeros=True)
 
 
-def _compiled_for(table: _Table) -> models_pb2.CompiledFor:
+def _compiled_for(table: DescriptionTable) -> models_pb2.CompiledFor:
     table.knows(("runtime", "version", "compute_capabilities"))
     return models_pb2.CompiledFor(
         runtime=table.text("runtime"),
@@ -177,7 +213,7 @@ def _compiled_for(table: _Table) -> models_pb2.CompiledFor:
     )
 
 
-def _tensor(table: _Table) -> models_pb2.TensorSpec:
+def _tensor(table: DescriptionTable) -> models_pb2.TensorSpec:
     return models_pb2.TensorSpec(
         name=table.text("name"),
         datatype=table.choice("datatype", DATATYPES),
@@ -190,99 +226,3 @@ def _tensor(table: _Table) -> models_pb2.TensorSpec:
 def _parameter(value: Any) -> str:
     """TOML's own words for flags, so that true is `true` everywhere."""
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-class _Table:
-    """One table of the file, which names the field at fault."""
-
-    def __init__(self, source: str, path: str, content: Mapping[str, Any]) -> None:
-        self.source, self._path, self._content = source, path, content
-
-    def refused(self, sentence: str) -> ModelFolderRefused:
-        where = f"{self.source}: [{self._path}] " if self._path else f"{self.source}: "
-        return ModelFolderRefused(where + sentence)
-
-    def knows(self, fields: Sequence[str]) -> None:
-        if unknown := sorted(set(self._content) - set(fields)):
-            raise self.refused(f"{unknown[0]!r} is not a field; the fields are: {', '.join(sorted(fields))}")
-
-    def has(self, field: str) -> bool:
-        return field in self._content
-
-    @property
-    def fields(self) -> list[str]:
-        return list(self._content)
-
-    def items(self) -> list[tuple[str, Any]]:
-        return list(self._content.items())
-
-    def text(self, field: str, default: str | None = None) -> str:
-        value = self._content.get(field, default)
-        if not isinstance(value, str) or (default is None and not value):
-            raise self.refused(f"{field} is {value!r}; a string is needed")
-        return value
-
-    def choice(self, field: str, allowed: Sequence[str], default: str | None = None) -> str:
-        value = self.text(field, default)
-        if value not in allowed:
-            raise self.refused(f"{field} is {value!r}; it can be: {', '.join(allowed)}")
-        return value
-
-    def flag(self, field: str) -> bool:
-        value = self._content.get(field, False)
-        if not isinstance(value, bool):
-            raise self.refused(f"{field} is {value!r}; it is true or false")
-        return value
-
-    def number(self, field: str) -> int:
-        value = self._content.get(field, 0)
-        if not _is_number(value):
-            raise self.refused(f"{field} is {value!r}; a whole number from 0 is needed")
-        return int(value)
-
-    def numbers(self, field: str) -> list[int]:
-        values = self.array(field)
-        if not all(_is_number(value) for value in values):
-            raise self.refused(f"{field} is {values!r}; whole numbers from 0 are needed")
-        return values
-
-    def texts(self, field: str) -> list[str]:
-        values = self.array(field)
-        if not all(isinstance(value, str) for value in values):
-            raise self.refused(f"{field} is {values!r}; strings are needed")
-        return values
-
-    def shape(self, field: str) -> list[int]:
-        sizes = self._content.get(field)
-        if not isinstance(sizes, list) or not all(_is_number(size) or (type(size) is int and size == -1) for size in sizes):
-            raise self.refused(f"{field} is {sizes!r}; it is a list of sizes, -1 for one that varies")
-        return sizes
-
-    def array(self, field: str) -> list[Any]:
-        values = self._content.get(field, [])
-        if not isinstance(values, list):
-            raise self.refused(f"{field} is {values!r}; a list is needed")
-        return values
-
-    def table(self, field: str) -> _Table:
-        value = self._content.get(field, {})
-        if not isinstance(value, dict):
-            raise self.refused(f"{field} is a table; write [{self._under(field)}]")
-        return _Table(self.source, self._under(field), value)
-
-    def tables(self, field: str, fields: Sequence[str] = ()) -> Iterator[_Table]:
-        values = self._content.get(field, [])
-        if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-            raise self.refused(f"{field} is a list of tables; write [[{self._under(field)}]]")
-        for value in values:
-            table = _Table(self.source, self._under(field), value)
-            if fields:
-                table.knows(fields)
-            yield table
-
-    def _under(self, field: str) -> str:
-        return f"{self._path}.{field}" if self._path else field
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from penstock.registry.v1 import models_pb2
 
-from runtime.model_description import ModelFolderRefused, describe
+from runtime.description_table import ModelFolderRefused
+from runtime.model_description import describe
 from runtime.model_files import ModelFile, ModelFolder
 
 __all__ = [

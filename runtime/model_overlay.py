@@ -11,10 +11,14 @@ from collections.abc import Collection, Sequence
 from inference import model_config_pb2 as pb
 from penstock.registry.v1 import models_pb2
 
+from runtime.model_description import manifest_cache_fault
 from runtime.triton_config import WARM_UP_FOLDER, carry
 from runtime.triton_engines import TritonConfigRefused, listed
 
-_KEPT = ("task", "description", "licence", "tier", "memory_bytes", "compiled_for", "tenant", "confidential", "files", "version")
+_KEPT = (
+    *("task", "description", "licence", "tier", "memory_bytes", "compiled_for", "tenant", "confidential", "files", "version"),
+    *("context_tokens", "cost_per_million_tokens", "capabilities"),
+)
 """Of which ModelConfig knows nothing."""
 
 
@@ -37,6 +41,8 @@ def overlaid(source: str, base: models_pb2.Manifest, paths: Collection[str], con
             f"{source}: it asks for engine {manifest.engine!r}, and the model's files are for {base.engine!r}"
         )
     _fill_in(manifest, base)
+    wanted = manifest.response_cache if given.HasField("response_cache") else base.response_cache
+    manifest.response_cache = wanted and not manifest_cache_fault(manifest)
     _find_warm_up_data(source, manifest, paths)
     return manifest
 

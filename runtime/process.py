@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import uvloop
@@ -41,10 +41,15 @@ def started(start: Callable[[], int]) -> int:
 
 def announce(ready_file: Path | None, **ports: int | None) -> None:
     """Tell whoever started this process that it answers, and on which ports: a JSON object, written whole or not at all."""
+    announce_whole(ready_file, {name: port for name, port in ports.items() if port is not None})
+
+
+def announce_whole(ready_file: Path | None, told: Mapping[str, object]) -> None:
+    """The same, in the words of the caller."""
     if ready_file is None:
         return
     draft = ready_file.with_name(f".{ready_file.name}.{os.getpid()}")
-    draft.write_text(json.dumps({name: port for name, port in ports.items() if port is not None}))
+    draft.write_text(json.dumps(told))
     draft.replace(ready_file)
 
 

@@ -41,6 +41,8 @@ class PublicTls:
 
     certificate_pem: bytes
     key_pem: bytes = field(repr=False)
+    renewed: Callable[[], PublicTls | None] | None = None
+    """Asked at each handshake, on a thread of gRPC's, for what to show from then on; None: as before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Listen:
     public_tls: PublicTls | None = None
     asks_certificate: bool = True
     """Whether, with an identity, the client needs one of this mesh too; a node that joins has none yet."""
+    shared: bool = False
+    """Other processes listen there too, and the kernel spreads connections over them (SO_REUSEPORT)."""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -69,12 +73,16 @@ class ServerLimits:
 
 @dataclass(slots=True)
 class Running:
-    """A server that answers. `ports` are the bound ones, in the order of the listens."""
+    """What answers: a server, or two where one shares its ports. `ports` are the bound ones, in the order of the listens."""
 
-    server: grpc.aio.Server
+    servers: tuple[grpc.aio.Server, ...]
     ports: tuple[int, ...]
     health: health.aio.HealthServicer
     services: tuple[str, ...] = field(default=())
+
+    @property
+    def server(self) -> grpc.aio.Server:
+        return self.servers[0]
 
     async def set_serving(self, serving_now: bool) -> None:
         """What grpc.health.v1 answers, for the whole server and each service."""
@@ -99,18 +107,29 @@ async def serving(
     later, are not served. Raises PortTaken."""
     limits = limits or ServerLimits()
     gate = None if revocations is None else PeerGate(revocations)
-    server = grpc.aio.server(
-        interceptors=[*interceptors, StatusInterceptor(gate)],
-        options=_options(limits),
-        maximum_concurrent_rpcs=limits.concurrent_rpcs,
-    )
-    for register in registers:
-        register(server)
     health_servicer = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    running = Running(server, tuple(_bind(server, listen) for listen in listens), health_servicer, tuple(services))
-    await server.start()
+
+    def made(shared: bool) -> grpc.aio.Server:
+        server = grpc.aio.server(
+            interceptors=[*interceptors, StatusInterceptor(gate)],
+            options=_options(limits, shared=shared),
+            maximum_concurrent_rpcs=limits.concurrent_rpcs,
+        )
+        for register in registers:
+            register(server)
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+        reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return server
+
+    # To gRPC, sharing is a server's matter, not a port's.
+    servers = {shared: made(shared) for shared in dict.fromkeys(listen.shared for listen in listens)} or {False: made(False)}
+    # Shared ports last: whoever listens there is given connections, also where another port then turns out to be taken.
+    order = sorted(range(len(listens)), key=lambda index: listens[index].shared)
+    bound = {index: _bind(servers[listens[index].shared], listens[index]) for index in order}
+    ports = tuple(bound[index] for index in range(len(listens)))
+    running = Running(tuple(servers.values()), ports, health_servicer, tuple(services))
+    for server in running.servers:
+        await server.start()
     with gate.following() if gate is not None else nullcontext():
         try:
             await running.set_serving(True)
@@ -133,14 +152,13 @@ def inner_peer(context: grpc.aio.ServicerContext[Any, Any], *roles: Role) -> Pee
 
 async def _drain(running: Running, grace_s: float) -> None:
     await running.health.enter_graceful_shutdown()
-    await running.server.stop(grace_s)
+    await asyncio.gather(*(server.stop(grace_s) for server in running.servers))
 
 
 def _bind(server: grpc.aio.Server, listen: Listen) -> int:
     try:
         if listen.public_tls is not None:
-            pair = (listen.public_tls.key_pem, listen.public_tls.certificate_pem)
-            return server.add_secure_port(str(listen), grpc.ssl_server_credentials([pair]))
+            return server.add_secure_port(str(listen), _public_credentials(listen.public_tls))
         if listen.identity is None:
             return server.add_insecure_port(str(listen))
         return server.add_secure_port(str(listen), _credentials(listen.identity, asks=listen.asks_certificate))
@@ -168,9 +186,21 @@ def _credentials(identity: NodeIdentity, *, asks: bool) -> grpc.ServerCredential
     return grpc.dynamic_ssl_server_credentials(configuration(), renewed, require_client_authentication=asks)  # type: ignore[arg-type]
 
 
-def _options(limits: ServerLimits) -> list[tuple[str, int]]:
+def _public_credentials(public: PublicTls) -> grpc.ServerCredentials:
+    def configuration(shown: PublicTls) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(shown.key_pem, shown.certificate_pem)])
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        found = public.renewed() if public.renewed is not None else None
+        return None if found is None else configuration(found)
+
+    # The stubs do not know that None may be returned, as gRPC documents.
+    return grpc.dynamic_ssl_server_credentials(configuration(public), renewed)  # type: ignore[arg-type]
+
+
+def _options(limits: ServerLimits, *, shared: bool) -> list[tuple[str, int]]:
     return [
-        ("grpc.so_reuseport", 0),
+        ("grpc.so_reuseport", int(shared)),
         ("grpc.max_receive_message_length", limits.message_bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", limits.metadata_bytes),

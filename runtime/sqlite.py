@@ -27,8 +27,10 @@ def prepare_folder(url: URL) -> None:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
-def prepare_engine(engine: AsyncEngine) -> None:
+def prepare_engine(engine: AsyncEngine, *, gives_back: bool = False) -> None:
     """Set every connection up, open transactions that write as writers, and work on one file alone.
+
+    `gives_back`: a file that is new can be shrunk later, by PRAGMA incremental_vacuum.
 
     A reader that turns writer fails at once if another wrote meanwhile, whatever the busy timeout
     (https://www.sqlite.org/isolation.html); BEGIN IMMEDIATE waits its turn instead.
@@ -44,7 +46,9 @@ def prepare_engine(engine: AsyncEngine) -> None:
     def set_up(connection: DBAPIConnection, _: Any) -> None:
         connection.isolation_level = None  # the driver begins nothing by itself; `begin` below does
         cursor = connection.cursor()
-        for pragma in (f"busy_timeout={_BUSY_TIMEOUT_MS}", "foreign_keys=ON", "synchronous=FULL"):
+        # Before anything is written: https://www.sqlite.org/pragma.html#pragma_auto_vacuum
+        shrinks = ("auto_vacuum=INCREMENTAL",) if gives_back else ()
+        for pragma in (f"busy_timeout={_BUSY_TIMEOUT_MS}", *shrinks, "foreign_keys=ON", "synchronous=FULL"):
             cursor.execute(f"PRAGMA {pragma}")
         _write_ahead(cursor)
         cursor.close()

@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import MutableMapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
 import grpc.aio
 import prometheus_client
 import structlog
+
+from runtime.loop_lag import measure_loop_lag
 
 request_id_var: ContextVar[str] = ContextVar("request_id", default="")
 """The correlation id of the request being served, in and out as `x-request-id`."""
@@ -68,7 +71,12 @@ def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[s
 def start_metrics_endpoint(
     host: str, port: int, registry: prometheus_client.CollectorRegistry = prometheus_client.REGISTRY
 ) -> int:
-    """Serve Prometheus metrics over HTTP from a thread of its own; returns the bound port. Port 0 picks a free one."""
+    """Serve Prometheus metrics over HTTP from a thread of its own; returns the bound port. Port 0 picks a free one.
+
+    Called on an event loop, it has that loop's lag measured from then on.
+    """
+    with suppress(RuntimeError):  # there is no loop
+        measure_loop_lag(registry)
     server, _ = prometheus_client.start_http_server(port, addr=host, registry=registry)
     return int(server.server_port)
 

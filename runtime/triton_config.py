@@ -17,7 +17,7 @@ from google.protobuf import json_format, text_format
 from inference import model_config_pb2 as pb
 from penstock.registry.v1 import models_pb2
 
-from runtime.model_description import checked_name
+from runtime.model_description import checked_name, manifest_cache_fault
 from runtime.triton_engines import EngineChoice, TritonConfigRefused, engine_of, is_inside
 from runtime.triton_parameters import parameters_of
 from runtime.triton_scheduling import Reading, batching_of, sequences_of
@@ -34,13 +34,12 @@ ReadLabels = Callable[[str], Sequence[str]]
 CARRIED = (
     *("name", "platform", "backend", "version_policy", "max_batch_size", "input", "output", "instance_group", "parameters"),
     *("default_model_filename", "dynamic_batching", "sequence_batching", "model_warmup", "model_transaction_policy"),
-    "optimization",
+    *("optimization", "response_cache"),
 )
 LEFT_OUT: Mapping[str, str] = MappingProxyType(
     {
         "cc_model_filenames": "cc_model_filenames is left out: one file serves every GPU; publish a model for each kind",
         "metric_tags": "metric_tags are left out: metrics carry the model and its version",
-        "response_cache": "response_cache is left out: every request is executed",
         "model_metrics": "model_metrics is left out: histograms have buckets of their own",
         "runtime": "runtime is left out: engines are chosen by platform and backend",
     }
@@ -105,6 +104,8 @@ def carry(source: str, config: pb.ModelConfig, name: str, paths: Collection[str]
         warm_ups=[_warm_up(reading, config, each) for each in config.model_warmup],
     )
     _schedule(reading, config, manifest)
+    manifest.response_cache = config.response_cache.enable
+    _drop_unfit_cache(reading, manifest)
     _check_twice(reading, manifest)
     _note_engine(reading, choice)
     return Carried(manifest, tuple(reading.warnings))
@@ -242,6 +243,13 @@ def _schedule(reading: Reading, config: pb.ModelConfig, manifest: models_pb2.Man
             manifest.sequence_batching.CopyFrom(sequences)
             manifest.batching.CopyFrom(batching)
             _drop_made_inputs(manifest)
+
+
+def _drop_unfit_cache(reading: Reading, manifest: models_pb2.Manifest) -> None:
+    """Without a cache every answer is as it would have been: nothing to refuse an import for."""
+    if manifest.response_cache and (fault := manifest_cache_fault(manifest)):
+        manifest.response_cache = False
+        reading.warn(f"response_cache is left out: it {fault}")
 
 
 def _drop_made_inputs(manifest: models_pb2.Manifest) -> None:

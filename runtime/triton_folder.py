@@ -17,7 +17,8 @@ from pathlib import Path
 from inference import model_config_pb2 as pb
 from penstock.registry.v1 import models_pb2
 
-from runtime.model_description import ModelFolderRefused, checked_name
+from runtime.description_table import ModelFolderRefused
+from runtime.model_description import checked_name
 from runtime.model_files import ModelFile, ModelFolder
 from runtime.onnx_io import OnnxTensors, OnnxUnreadable, completed, read_onnx
 from runtime.triton_config import (

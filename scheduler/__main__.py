@@ -30,6 +30,9 @@ from scheduler.jobs.policy import Retries
 from scheduler.jobs.room import opened_jobs
 from scheduler.leading.leadership import Leadership
 from scheduler.leading.types import group_of
+from scheduler.limits.room import LimitsRoom
+from scheduler.limits.servicer import SERVICE as LIMITS_SERVICE
+from scheduler.limits.servicer import LimitsServicer
 from scheduler.loop import Scheduler
 from scheduler.metrics import Told, opened_metrics
 from scheduler.peers import RegistryPeer
@@ -62,11 +65,16 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
         placements = Placements(store, scheduler.control, home, board)
         switches = Switches(scheduler, placements, RegistryPeer(registry), clock, rng, limit_s=settings.alias_move_limit_s)
         services = Services(scheduler, store, workers, home, clock, rng, Route(strategy=settings.strategy))
+        limits = LimitsRoom(store, clock, rng, identity.node_id, ttl_s=settings.lease_ttl_s)
         fleet = FleetServicer(scheduler, placements, services.rooms)
         server = serving(
             [Listen(settings.host, settings.port, identity)],
-            [partial(scheduler_pb2_grpc.add_FleetServiceServicer_to_server, fleet), *jobs.registers],
-            [*SERVICES, *jobs.services],
+            [
+                partial(scheduler_pb2_grpc.add_FleetServiceServicer_to_server, fleet),
+                LimitsServicer(limits).register,
+                *jobs.registers,
+            ],
+            [*SERVICES, LIMITS_SERVICE, *jobs.services],
             interceptors=interceptors,
             limits=ServerLimits(message_bytes=MESSAGE_BYTES),
             drain_grace_s=settings.drain_grace_s,
@@ -82,8 +90,9 @@ async def serve(settings: SchedulerSettings, stop: asyncio.Event) -> None:
             opened_picker(services.picker, settings.picker_host, settings.picker_port, clock, rng) as picker_port,
             renewing(identity, settings.registry_address),
             leadership.running(own_address(settings, running.ports[0])),
+            limits.running(own_address(settings, running.ports[0])),
         ):
-            told = Told(scheduler, switches, services, jobs)
+            told = Told(scheduler, switches, services, jobs, limits)
             with opened_metrics(told, settings.host, settings.metrics_port) as metrics_port:
                 bound = {"port": running.ports[0], "picker_port": picker_port, "metrics_port": metrics_port}
                 structlog.get_logger("penstock.scheduler").info("serving", **bound)

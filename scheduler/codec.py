@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from google.protobuf.message import DecodeError
 from penstock.scheduler.v1 import scheduler_pb2
@@ -22,6 +23,7 @@ from scheduler.leading.types import Leader
 from scheduler.routing.codec import policy_message
 
 MAX_REGION_CHARACTERS = 32
+_NO_CAPABILITIES: frozenset[str] = frozenset()
 
 _STATES: dict[int, CopyState] = {
     worker_pb2.MODEL_STATE_UNAVAILABLE: CopyState.UNAVAILABLE,
@@ -184,4 +186,14 @@ def _copy(model: worker_pb2.ModelCopy) -> Copy:
         model.task,
         model.max_batch_size,
         model.memory_bytes,
+        _capabilities(tuple(model.capabilities)) if model.capabilities else _NO_CAPABILITIES,
+        model.cacheable,
+        model.context_tokens,
+        model.cost_per_million_tokens,
     )
+
+
+@lru_cache(maxsize=1024)
+def _capabilities(names: tuple[str, ...]) -> frozenset[str]:
+    """One set for all copies that say the same: a fleet has many."""
+    return frozenset(names)

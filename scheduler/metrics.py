@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from runtime.telemetry import start_metrics_endpoint
 from scheduler.jobs.room import Jobs
+from scheduler.limits.room import LimitsRoom
 from scheduler.loop import Scheduler
 from scheduler.services import Services
 from scheduler.switches import Switches
@@ -25,6 +26,7 @@ class Told:
     switches: Switches | None = None
     services: Services | None = None
     jobs: Jobs | None = None
+    limits: LimitsRoom | None = None
 
 
 class SchedulerMetrics(Collector):
@@ -63,6 +65,8 @@ class SchedulerMetrics(Collector):
             yield from _of_services(self._told.services)
         if self._told.jobs is not None:
             yield from _of_jobs(self._told.jobs)
+        if self._told.limits is not None:
+            yield from _of_limits(self._told.limits)
 
 
 def _of_services(services: Services) -> Iterator[Metric]:
@@ -100,6 +104,16 @@ def _of_jobs(jobs: Jobs) -> Iterator[Metric]:
     yield GaugeMetricFamily("penstock_jobs_oldest_due_seconds", "for how long the oldest due job has been", oldest_due_s)
     for name, count in asdict(jobs.totals).items():
         yield CounterMetricFamily(f"penstock_jobs_{name}", f"jobs {name}, since this scheduler began", count)
+
+
+def _of_limits(limits: LimitsRoom) -> Iterator[Metric]:
+    book = limits.book
+    yield GaugeMetricFamily(
+        "penstock_limits_leads", "1 while this scheduler gives out what limits allow", float(book is not None)
+    )
+    yield GaugeMetricFamily("penstock_limits_gateways", "gateway processes that share limits", len(limits))
+    yield GaugeMetricFamily("penstock_limits_allowances", "allowances known", len(book.pots) if book is not None else 0)
+    yield CounterMetricFamily("penstock_limits_granted", "units given to gateways", limits.granted)
 
 
 @contextmanager

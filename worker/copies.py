@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
@@ -15,7 +16,7 @@ import structlog
 from inference import grpc_service_pb2
 
 from worker.batching.tensor_model import TensorModel
-from worker.engine import Piece, RemoteEngine, TextEngine, TextRequest
+from worker.engine import Piece, RemoteEngine, SkilledEngine, TextEngine, TextRequest
 from worker.engines import Engine, open_engine
 from worker.generation.text_model import TextModel
 from worker.kserve.codec import RequestCodec
@@ -26,8 +27,9 @@ from worker.remote.upstream_keys import UpstreamAccess
 from worker.runner.code_trust import CodeSigners, CodeTrust, TrustedCopy, brings_code
 from worker.statistics import CopyStatistics
 from worker.threads import in_thread
-from worker.types import CallContext, Kind, ModelSpec
+from worker.types import CallContext, Kind, ModelSpec, Task
 
+_TEXT_TASKS = (Task.CHAT, Task.COMPLETION)
 _log = structlog.get_logger("penstock.models")
 
 
@@ -117,6 +119,7 @@ async def _opened_copy(
 
     try:
         engine = await lane.call(opening)
+        spec = _with_skills(spec, engine)
         if isinstance(engine, RemoteEngine):
             remote = await open_remote(spec, engine)
             lane.close()
@@ -132,6 +135,19 @@ async def _opened_copy(
         lane.submit(partial(_close, opened), _ignore)  # also one that is still opening: the lane comes to this afterwards
         lane.close()
         raise
+
+
+def _with_skills(spec: ModelSpec, engine: Engine) -> ModelSpec:
+    """The specification with what the engine says of itself where the manifest says nothing."""
+    if not isinstance(engine, SkilledEngine) or spec.task not in _TEXT_TASKS:
+        return spec
+    said = spec.traits
+    traits = replace(
+        said,
+        capabilities=said.capabilities or engine.capabilities,
+        context_tokens=said.context_tokens or engine.context_tokens,
+    )
+    return replace(spec, traits=traits)
 
 
 def _close(opened: list[Engine]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
@@ -69,6 +69,9 @@ class Finish(enum.Enum):
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"
+    """Somebody's filter kept the rest back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,25 @@ class Message:
 
     role: str
     content: str
+    name: str = ""
+    tool_calls_json: str = ""
+    """What an assistant called: JSON as OpenAI's API has it; empty: nothing."""
+    tool_call_id: str = ""
+    """Of a tool's turn: which call it answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """Which tools may be called, and what the answer is to look like: JSON as OpenAI's API has it; empty: nothing is said."""
+
+    tools_json: str = ""
+    choice_json: str = ""
+    parallel: bool | None = None
+    """Whether an answer may hold several calls; None: as the engine has it."""
+    response_format_json: str = ""
+
+
+NO_TOOLS = ToolUse()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +126,11 @@ class TextRequest:
     resume_token_ids: tuple[int, ...] = ()
     top_logprobs: int | None = None
     """None: none are asked for. 0 = of the chosen tokens alone."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    """Added to the logits of these tokens, from -100 to 100."""
+    tool_use: ToolUse = NO_TOOLS
+    whole: bool = False
+    """Nobody reads the answer before its end: it may be made in one piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +149,17 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallPart:
+    """A part of a tool call. Parts of one call have its place; id and name come with the first."""
+
+    place: int
+    call_id: str = ""
+    name: str = ""
+    arguments: str = ""
+    """The next piece of their JSON."""
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """What one or more steps added. The last one has a finish."""
 
@@ -132,6 +170,7 @@ class Piece:
     completion_tokens: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
     """One for each of token_ids where they were asked for."""
+    tool_calls: tuple[ToolCallPart, ...] = ()
 
 
 class Generation(Protocol):
@@ -166,6 +205,16 @@ class TextEngine(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class SkilledEngine(Protocol):
+    """A text or remote engine that knows what may be asked of it."""
+
+    capabilities: frozenset[str]
+    """Of `runtime.model_traits.CAPABILITIES`."""
+    context_tokens: int
+    """Prompt and answer together; 0 = unknown."""
 
 
 @runtime_checkable

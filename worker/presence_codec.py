@@ -110,6 +110,10 @@ def copy_message(copy: Copy, *, draining: bool = False) -> worker_pb2.ModelCopy:
         task=copy.task.value if copy.task else "",
         max_batch_size=copy.max_batch_size,
         memory_bytes=copy.memory_bytes,
+        capabilities=sorted(copy.traits.capabilities),
+        cacheable=copy.traits.cacheable,
+        context_tokens=copy.traits.context_tokens,
+        cost_per_million_tokens=copy.traits.cost_per_million_tokens,
     )
 
 

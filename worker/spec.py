@@ -6,6 +6,7 @@ A codec, one way. Decides what a manifest has to say to describe a model; who si
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -13,8 +14,11 @@ from types import MappingProxyType
 from penstock.registry.v1 import models_pb2
 
 from runtime.ids import Digest, ModelName, ModelVersion
+from runtime.model_description import manifest_cache_fault
+from runtime.model_traits import CAPABILITIES
 from worker.datatypes import DATATYPES
 from worker.engine import ModelRefused
+from worker.traits import Traits
 from worker.types import (
     BatchingSpec,
     CompiledFor,
@@ -81,6 +85,22 @@ def spec_of(manifest: models_pb2.Manifest, digest: Digest, signer: bytes = b"") 
         memory_bytes=manifest.memory_bytes,
         compiled_for=_compiled_for(manifest.compiled_for) if manifest.HasField("compiled_for") else None,
         signer=signer,
+        traits=_traits(where, manifest),
+    )
+
+
+def _traits(where: str, manifest: models_pb2.Manifest) -> Traits:
+    """Capabilities that are not known here are another worker's: they do not keep a model from being served."""
+    if manifest.response_cache and (fault := manifest_cache_fault(manifest)):
+        raise ModelRefused(f"{where} has response_cache, which {fault}")
+    cost = manifest.cost_per_million_tokens
+    if not (math.isfinite(cost) and cost >= 0):
+        raise ModelRefused(f"{where} has cost_per_million_tokens {cost}; a number from 0 is expected")
+    return Traits(
+        capabilities=frozenset(manifest.capabilities) & frozenset(CAPABILITIES),
+        cacheable=manifest.response_cache,
+        context_tokens=manifest.context_tokens,
+        cost_per_million_tokens=cost,
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from runtime.ids import Digest, ModelName, ModelVersion
+from worker.traits import NO_TRAITS, Traits
 
 if TYPE_CHECKING:  # it brings generated messages, which a model's own process does without
     from runtime.load_overrides import LoadOverride
@@ -189,6 +190,8 @@ class ModelSpec:
     compiled_for: CompiledFor | None = None
     signer: bytes = b""
     """Ed25519 public key of who signed the manifest, 32 bytes; empty for a folder that is served as it lies."""
+    traits: Traits = NO_TRAITS
+    """As the manifest has them; of an open copy, with what its engine says where the manifest says nothing."""
 
 
 class CopyState(enum.Enum):

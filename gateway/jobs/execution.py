@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from gateway.admission import KeyFacts
 from gateway.callers import Caller
+from gateway.exchange import Exchange
 from gateway.jobs.types import ClaimedJob, HttpAnswer, HttpCall, InferAnswer, InferCall, JobAnswer, JobFailure, JobOutcome
-from gateway.openai.answers import Answers, Course
+from gateway.openai.answers import Answers
 from gateway.openai.errors import error_answer
 from gateway.openai.types import Mesh
 from gateway.wire import head_of
@@ -67,39 +68,40 @@ class Execution:
 
     async def __call__(self, job: ClaimedJob) -> JobOutcome:
         """What came of it. Raises nothing but what ends this task."""
-        course, started_s = Course(), self._loop.time()
+        exchange, started_s = self._mesh.exchanges.begin(_METHOD), self._loop.time()
         left_s = min(self._settings.attempt_s, job.timeout_s or self._settings.attempt_s)
         try:
             async with asyncio.timeout(left_s + _ANSWER_WAIT_S):
-                answer = await self._answer(job, course, started_s + left_s)
+                answer = await self._answer(job, exchange, started_s + left_s)
         except TimeoutError:
-            return self._failed(job, course, DeadlineExceeded(f"nothing came of it in {left_s:.0f} s"))
+            return self._failed(job, exchange, DeadlineExceeded(f"nothing came of it in {left_s:.0f} s"))
         except Exception as raised:
-            return self._failed(job, course, translated(raised, _METHOD))
-        self._mesh.metrics.answered(_METHOD, course.model, self._loop.time() - started_s)
+            return self._failed(job, exchange, translated(raised, _METHOD))
+        self._mesh.exchanges.answered(exchange)
         return answer
 
-    async def _answer(self, job: ClaimedJob, course: Course, deadline_s: float) -> JobAnswer:
+    async def _answer(self, job: ClaimedJob, exchange: Exchange, deadline_s: float) -> JobAnswer:
         owner, call = job.owner, job.call
         if owner.key_id and await self._mesh.callers.stands(owner.key_id) is False:
             raise KeyEnded(f"the key {owner.key_id!r}, which submitted this, is revoked or has expired since; use another")
         key = KeyFacts(owner.key_id, owner.tenant, allowed_models=owner.allowed_models)
         request_id = f"{job.job_id}-{job.attempt}"
-        caller = Caller(key, request_id, True, deadline_s, "", {}, priority=LAST)
+        exchange.caller = caller = Caller(key, request_id, True, deadline_s, "", {}, priority=LAST)
         if isinstance(call, InferCall):
-            return InferAnswer(await self._infer(call, caller, course))
-        return HttpAnswer(200, await self._answers.at(call.path, call.body, caller, course))
+            return InferAnswer(await self._infer(call, caller, exchange))
+        return HttpAnswer(200, await self._answers.at(call.path, call.body, exchange))
 
-    async def _infer(self, call: InferCall, caller: Caller, course: Course) -> bytes:
+    async def _infer(self, call: InferCall, caller: Caller, exchange: Exchange) -> bytes:
         head = head_of(call.payload)
-        course.model, session = head.model, head.session_key
+        session = head.session_key
         caller.key.authorise(head.model)
+        await self._mesh.exchanges.admit(exchange, head.model)
         version = await self._mesh.targets.found(caller.key, head.model, head.version, session, caller.deadline_s)
         target = Request(ModelName(head.model), version, session_key=session)
-        return await self._mesh.router.infer(target, call.payload, caller.call())
+        return await self._mesh.dispatch.infer(target, call.payload, caller.call(), exchange)
 
-    def _failed(self, job: ClaimedJob, course: Course, error: PenstockError) -> JobFailure:
-        self._mesh.metrics.failed(_METHOD, course.model, error.code.name)
+    def _failed(self, job: ClaimedJob, exchange: Exchange, error: PenstockError) -> JobFailure:
+        self._mesh.exchanges.failed(exchange, error)
         return failure_of(job, error)
 
 

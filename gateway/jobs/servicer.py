@@ -7,10 +7,8 @@ of schedulers is not offered.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from time import perf_counter
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -21,7 +19,7 @@ from gateway.callers import Caller, Context, name_request
 from gateway.jobs.codec import call_of, owner_message
 from gateway.jobs.keepers import Keepers
 from gateway.jobs.types import InferCall, JobCall
-from gateway.openai.answers import Answers, Course
+from gateway.openai.answers import Answers
 from gateway.openai.batches import owner_of
 from gateway.openai.files import tenant_of
 from gateway.openai.types import Mesh
@@ -34,6 +32,7 @@ MAX_KEY_CHARACTERS = 128
 _TIMEOUT_S = 10.0
 _SUBMIT_TIMEOUT_S = 30.0
 
+_CHECK = "CheckJob"
 _Answer = TypeVar("_Answer")
 
 
@@ -113,7 +112,9 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
     async def _check_call(self, call: JobCall, caller: Caller) -> None:
         """Raises what doing it now would be refused with."""
         if not isinstance(call, InferCall):
-            await self._answers.check(call.path, call.body, caller, Course())
+            checked = self._mesh.exchanges.begin(_CHECK)
+            checked.caller = caller
+            await self._answers.check(call.path, call.body, checked)
             return
         head = head_of(call.payload)
         caller.key.authorise_call(head.model)
@@ -132,19 +133,16 @@ class JobServicer(jobs_pb2_grpc.JobServiceServicer):
 
     async def _counted(self, method: str, context: Context, answer: Callable[[Caller], Awaitable[_Answer]]) -> _Answer:
         """The answer, for a caller who was let in. The model is not told apart: anybody may name any."""
-        started_s = perf_counter()
+        exchange = self._mesh.exchanges.begin(method)
         try:
-            caller = await self._mesh.callers.enter(context)
+            exchange.caller = caller = await self._mesh.callers.enter(context)
             await name_request(context, caller)
+            await self._mesh.exchanges.admit(exchange)
             answered = await answer(caller)
-        except asyncio.CancelledError:
-            self._mesh.metrics.failed(method, "", Code.CANCELLED.name)
+        except BaseException as raised:
+            self._mesh.exchanges.failed(exchange, raised)
             raise
-        except Exception as raised:
-            code = raised.code if isinstance(raised, PenstockError) else Code.INTERNAL
-            self._mesh.metrics.failed(method, "", code.name)
-            raise
-        self._mesh.metrics.answered(method, "", perf_counter() - started_s)
+        self._mesh.exchanges.answered(exchange)
         return answered
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from inference import grpc_service_pb2 as kserve
 
+from gateway.cache.types import CacheCounts
 from gateway.types import PublishedVersion
 from placement.types import Copy, CopyState, version_number
 from runtime.ids import ModelName, ModelVersion
@@ -62,6 +63,27 @@ def summed(answers: Iterable[kserve.ModelStatisticsResponse]) -> kserve.ModelSta
                 _add(total, one)
     ordered = sorted(sums.items(), key=lambda item: (item[0][0], version_number(ModelVersion(item[0][1]))))
     return kserve.ModelStatisticsResponse(model_stats=[total for _, total in ordered])
+
+
+def add_cached(total: kserve.ModelStatisticsResponse, counts: Mapping[tuple[ModelName, ModelVersion], CacheCounts]) -> None:
+    """What a cache of this gateway found, put to what workers told of the same versions.
+
+    As Triton has it, an answer given again counts among the inferences and not among the executions; here as one row, because
+    nobody looked into it.
+    """
+    for one in total.model_stats:
+        found = counts.get((ModelName(one.name), ModelVersion(one.version)))
+        if found is None:
+            continue
+        one.inference_count += found.hits
+        _add_times(one.inference_stats.success, found.hits, found.hit_ns)
+        _add_times(one.inference_stats.cache_hit, found.hits, found.hit_ns)
+        _add_times(one.inference_stats.cache_miss, found.misses, found.miss_ns)
+
+
+def _add_times(total: kserve.StatisticDuration, count: int, ns: int) -> None:
+    total.count += count
+    total.ns += ns
 
 
 def _add(total: kserve.ModelStatistics, one: kserve.ModelStatistics) -> None:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import grpc.aio
 from inference import grpc_service_pb2 as kserve
 from inference.grpc_service_pb2_grpc import GRPCInferenceServiceStub
 
+from gateway.cache.types import CacheCounts
 from gateway.fleet import Fleet
-from gateway.kserve.codec import summed
+from gateway.kserve.codec import add_cached, summed
 from gateway.refusals import ModelCold, unknown_model
 from placement.types import ANY_REGION, Copy, Worker
 from runtime.errors import Code, PenstockError
@@ -31,8 +32,15 @@ _Answer = TypeVar("_Answer")
 class CopyInquiry:
     """Belongs to one event loop; `close` it."""
 
-    def __init__(self, fleet: Fleet, open_channel: Callable[[Worker], grpc.aio.Channel]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        open_channel: Callable[[Worker], grpc.aio.Channel],
+        cached: Mapping[tuple[ModelName, ModelVersion], CacheCounts] | None = None,
+    ) -> None:
+        """`cached`: what this gateway's response cache finds, as it is when somebody asks."""
         self._fleet, self._open_channel = fleet, open_channel
+        self._cached = {} if cached is None else cached
         self._channels: dict[WorkerId, tuple[str, grpc.aio.Channel]] = {}
         self._remembered: OrderedDict[tuple[str, Digest], Any] = OrderedDict()
 
@@ -75,6 +83,7 @@ class CopyInquiry:
 
         answers = await asyncio.gather(*(ask(holder) for holder in holders.values()))
         total = summed(answer for answer in answers if answer is not None)
+        add_cached(total, self._cached)
         kept = [one for one in total.model_stats if allowed(one.name)]
         return kserve.ModelStatisticsResponse(model_stats=kept)
 

@@ -162,9 +162,7 @@ class Repository:
         try:
             return await self._publications.version(ModelName(model), ModelVersion(""))
         except NotFound as error:
-            raise NotPublished(
-                f"failed to {doing} '{model[:200]}', no version of it is in the registry; `penstock models push` puts one there"
-            ) from error
+            raise not_published(model, doing) from error
 
     def _judge(self, model: str, copies: list[Copy], before: set[int], *, past: bool) -> None:
         if past or not any(id(copy) in before for copy in copies):
@@ -185,6 +183,13 @@ class Repository:
                     await changed.wait()
             except TimeoutError:
                 continue
+
+
+def not_published(model: str, doing: str) -> NotPublished:
+    """What is also said of a model that another tenant has."""
+    return NotPublished(
+        f"failed to {doing} '{model[:200]}', no version of it is in the registry; `penstock models push` puts one there"
+    )
 
 
 def refuse_repository_name(name: str) -> None:

@@ -16,7 +16,11 @@ from runtime.streams import Reassembly
 class UnaryCall:
     """One answer, as a future."""
 
-    __slots__ = ("_limit_bytes", "_parts", "answer", "call_id", "timer")
+    __slots__ = ("_limit_bytes", "_parts", "answer", "call_id", "model", "timer", "version")
+
+    model: str
+    version: str
+    """Whose: for whoever asks who else could answer."""
 
     def __init__(self, call_id: int, loop: asyncio.AbstractEventLoop, limit_bytes: int) -> None:
         self.call_id = call_id
@@ -58,9 +62,14 @@ class StreamingCall:
         "_read",
         "_waiter",
         "call_id",
+        "model",
         "started",
         "timer",
+        "version",
     )
+
+    model: str
+    version: str
 
     def __init__(self, call_id: int, limit_bytes: int, credit: int, grant: Callable[[int, int], None]) -> None:
         self.call_id = call_id

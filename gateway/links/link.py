@@ -17,7 +17,7 @@ import structlog
 
 from gateway.links.calls import StreamingCall
 from gateway.links.stream import LinkStream, RawCall
-from gateway.links.types import CallContext, LinkLoad, LinkLost, LinkSettings, Method
+from gateway.links.types import CallContext, LinkLoad, LinkLost, LinkSettings, Method, Others
 from runtime.channel import inner_channel
 from runtime.errors import Internal
 from runtime.gathering import FlightPeak, GatherRule
@@ -52,13 +52,17 @@ class WorkerLink:
         settings: LinkSettings | None = None,
         open_channel: Callable[[], grpc.aio.Channel] | None = None,
         rule: Callable[[], GatherRule] = gather_rule,
+        others: Others | None = None,
     ) -> None:
-        """`open_channel` replaces the mTLS channel to `address` that only this very worker can answer."""
+        """`open_channel` replaces the mTLS channel to `address` that only this very worker can answer.
+
+        `others`: who takes calls over that a silent worker owes; without, they wait for it.
+        """
         self.address = address
         self.worker_id = worker_id
         self._settings = settings or LinkSettings()
         self._open_channel = open_channel or (lambda: inner_channel(address, identity, Role.WORKER, node_id=NodeId(worker_id)))
-        self._rule = rule
+        self._rule, self._others = rule, others
         self._streams: list[LinkStream] = []
         self._keepers: list[asyncio.Task[None]] = []
         self._channel: grpc.aio.Channel | None = None
@@ -107,6 +111,11 @@ class WorkerLink:
         return bool(self._streams) and not self._load.draining
 
     @property
+    def is_silent(self) -> bool:
+        """The worker owes answers and has said nothing for a while."""
+        return any(stream.is_silent for stream in self._streams)
+
+    @property
     def in_flight(self) -> int:
         """Calls of this gateway that are open to the worker."""
         return sum(stream.in_flight for stream in self._streams)
@@ -146,7 +155,7 @@ class WorkerLink:
         failures = 0
         execute: Callable[[], RawCall] = channel.stream_stream(_METHOD)
         while True:
-            stream = LinkStream(self.worker_id, self._settings, self._rule(), self._take_load)
+            stream = LinkStream(self.worker_id, self._settings, self._rule(), self._take_load, self._others)
             accepted, began_s = False, asyncio.get_running_loop().time()
             trips = 1 if channel.get_state() is grpc.ChannelConnectivity.READY else _CONNECTING_TRIPS
 

@@ -56,6 +56,11 @@ class Link(Protocol):
     def ready(self) -> bool: ...
 
     @property
+    def is_silent(self) -> bool:
+        """It owes answers and has said nothing for a while."""
+        ...
+
+    @property
     def in_flight(self) -> int: ...
 
     @property

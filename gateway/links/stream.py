@@ -1,7 +1,8 @@
 """One Execute stream on the gateway: calls go out gathered, answers find their call, a loss fails every call at once.
 
 Owns the open calls of one stream from its first message to its end. Each call leaves `_calls` exactly once: answered, failed,
-out of time, abandoned by its caller, or lost with the stream. Never reconnects: `gateway.links.link` opens the next stream.
+out of time, abandoned by its caller, given up because its worker fell silent, or lost with the stream. Calls of a silent worker
+that nobody else could answer stay. Never reconnects: `gateway.links.link` opens the next stream.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import structlog
 
 from gateway.links.calls import OpenCall, StreamingCall, UnaryCall
 from gateway.links.codec import answers_of, cancel_frame, grant_frame, open_frame, open_parts
-from gateway.links.types import CallContext, LinkFull, LinkLoad, LinkLost, LinkSettings, Method
+from gateway.links.silence import IDLE_LOOK_S, LOOK_S, Silence, Verdict
+from gateway.links.types import CallContext, LinkFull, LinkLoad, LinkLost, LinkSettings, Method, Others
 from runtime.errors import DeadlineExceeded, PenstockError
 from runtime.gathering import FrameWriter, GatherRule
 from runtime.ids import WorkerId
@@ -31,12 +33,20 @@ class LinkStream:
     """Calls over one stream. `run` serves it until it is lost; before `accepted` no call may be opened."""
 
     def __init__(
-        self, worker_id: WorkerId, settings: LinkSettings, rule: GatherRule, on_load: Callable[[LinkLoad], None]
+        self,
+        worker_id: WorkerId,
+        settings: LinkSettings,
+        rule: GatherRule,
+        on_load: Callable[[LinkLoad], None],
+        others: Others | None = None,
     ) -> None:
+        """Without `others` a silent worker's calls wait for it, until the connection ends."""
         self._worker_id = worker_id
         self._settings = settings
         self._rule = rule
         self._on_load = on_load
+        self._others = others
+        self._silence = Silence(settings)
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, OpenCall] = {}
         self._unary = 0
@@ -47,6 +57,11 @@ class LinkStream:
     @property
     def in_flight(self) -> int:
         return len(self._calls)
+
+    @property
+    def is_silent(self) -> bool:
+        """The worker owes answers and has said nothing for a while."""
+        return self._silence.is_silent
 
     async def run(self, raw_call: RawCall, on_accepted: Callable[[], None]) -> PenstockError:
         """Serve until the stream is lost; returns why. Every call that was open has failed by then."""
@@ -59,7 +74,7 @@ class LinkStream:
                     writer = group.create_task(self._writer.run())
                     self.accepted = True
                     on_accepted()
-                    lost = await self._read(raw_call)
+                    lost = await _first(group.create_task(self._read(raw_call)), group.create_task(self._watch()))
                     writer.cancel()
                 else:
                     lost = refusal
@@ -102,6 +117,7 @@ class LinkStream:
             if deadline_s <= now_s:
                 raise DeadlineExceeded("no time was left before the request was sent to a worker; give it a longer deadline")
             opening.timer = self._loop.call_at(deadline_s, self._expire, opening)
+        opening.model, opening.version = model, version
         self._calls[call_id] = opening
         if isinstance(opening, UnaryCall):
             self._unary += 1
@@ -138,6 +154,37 @@ class LinkStream:
             self._forget(call)
             call.fail(LinkLost(f"lost worker {self._worker_id} mid-call: {why.message}", started=call.started))
 
+    async def _watch(self) -> PenstockError:
+        """Return once the worker has been silent for so long that every call it owes can be answered sooner by others."""
+        while True:
+            await asyncio.sleep(LOOK_S if self._calls else IDLE_LOOK_S)
+            verdict = self._silence.look(is_open=bool(self._calls))
+            if self._others is None or verdict is Verdict.HEARD:
+                continue
+            if verdict is Verdict.FELL_SILENT:
+                self._others.pass_over(self._silence.silent_s)
+            elif verdict is Verdict.LOST and self._give_up(self._others):
+                return self._gone()
+
+    def _give_up(self, others: Others) -> bool:
+        """Fail the calls that others can answer, so that they are sent there; whether none is left."""
+        known: dict[tuple[str, str], bool] = {}
+        moved = 0
+        for call in list(self._calls.values()):
+            wanted = call.model, call.version
+            if wanted not in known:
+                known[wanted] = others.have(*wanted)
+            if known[wanted]:
+                moved += 1
+                self.abandon(call)
+                call.fail(LinkLost(self._gone().message, started=call.started))
+        if moved:
+            others.took_over(moved)
+        return not self._calls
+
+    def _gone(self) -> LinkLost:
+        return LinkLost(f"worker {self._worker_id} has said nothing for {self._silence.silent_s:.1f} s")
+
     async def _accept(self, raw_call: RawCall) -> PenstockError | None:
         """Wait for the worker's first message: only then is it known that it takes this stream."""
         try:
@@ -166,6 +213,7 @@ class LinkStream:
         return None
 
     def _take(self, raw: bytes) -> None:
+        self._silence.heard = True
         load, answers = answers_of(raw)
         if load is not None:
             self._on_load(load)
@@ -186,6 +234,16 @@ class LinkStream:
                 call.fail(error)
         if answers and self._writer is not None:
             self._writer.answered()
+
+
+async def _first(*ends: asyncio.Task[PenstockError]) -> PenstockError:
+    """What the first of them returns; the others are cancelled."""
+    try:
+        done, _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        return done.pop().result()
+    finally:
+        for end in ends:
+            end.cancel()
 
 
 def _writing(raw_call: RawCall) -> Callable[[bytes], Any]:

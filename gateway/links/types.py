@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from typing import Protocol
 
 from runtime.errors import Code, PenstockError
 
@@ -55,8 +56,28 @@ class LinkSettings:
     calls_per_stream: int = 1024
     answer_bytes: int = 64 * 1024 * 1024
     """One answer message at most."""
+    silent_after_s: float = 1.0
+    """A worker with open calls that said nothing for so long is passed over by new requests. It writes twice as often."""
+    lost_after_s: float = 3.0
+    """After so long its calls go to others that have the model. Longer than engines keep a worker's loop from running."""
     credit: int = 32
     """Answer messages of one streaming call that may wait here unread; half of them read grants as many anew."""
+
+
+class Others(Protocol):
+    """The other workers, as far as a link asks for them: gateway.others.OtherWorkers."""
+
+    def pass_over(self, silent_s: float) -> None:
+        """This link's worker has been silent for so long: new requests should go to others."""
+        ...
+
+    def have(self, model: str, version: str) -> bool:
+        """Whether another worker can answer for this version now."""
+        ...
+
+    def took_over(self, calls: int) -> None:
+        """So many calls of this link's worker were given up for others to take."""
+        ...
 
 
 class LinkLost(PenstockError, code=Code.UNAVAILABLE, reason="LINK_LOST"):

@@ -32,6 +32,10 @@ class ListedModel:
     model: str
     digest: Digest
     task: str
+    capabilities: frozenset[str] = frozenset()
+    """What it may be asked besides, as far as that is known."""
+    context_tokens: int = 0
+    """Prompt and answer together; 0 = not known."""
 
 
 class Catalogue:
@@ -62,7 +66,7 @@ class Catalogue:
             ready = {copy.version: copy for _, copy in self._fleet.copies(model, version) if copy.state is CopyState.READY}
             if ready:
                 copy = ready[newest(ready)]
-                found.append(ListedModel(model, copy.digest, copy.task))
+                found.append(ListedModel(model, copy.digest, copy.task, copy.capabilities, copy.context_tokens))
         return found
 
     def _on_demand(self, version: str = "") -> list[ListedModel]:
@@ -87,7 +91,15 @@ class Catalogue:
     def _shown(self, each: ListedModel) -> dict[str, object]:
         known = self._published.get(each.digest)
         created, task = (known.published_at_s, known.task) if known is not None else (0, "")
-        return {"id": each.model, "object": "model", "created": created, "owned_by": _OWNER, "task": each.task or task}
+        return {
+            "id": each.model,
+            "object": "model",
+            "created": created,
+            "owned_by": _OWNER,
+            "task": each.task or task,
+            "capabilities": sorted(each.capabilities),
+            "context_tokens": each.context_tokens or None,
+        }
 
 
 def not_served(name: str) -> ModelNotServed:

@@ -12,42 +12,84 @@ from numpy.typing import NDArray
 from penstock.worker.v1 import worker_pb2
 
 from gateway.openai.errors import AnswerUnusable
-from gateway.openai.types import Finish, Piece, Signature, TensorShape, TextAsked, Usage
+from gateway.openai.pieces import NO_USAGE, Finish, Logprob, Piece, TokenLogprob, ToolCallPart, Usage
+from gateway.openai.types import Signature, TensorShape, TextAsked, Turn
 
 Vectors = NDArray[np.float32]
 
 _FINISHES: dict[int, Finish] = {
     worker_pb2.FINISH_REASON_STOP: Finish.STOP,
     worker_pb2.FINISH_REASON_LENGTH: Finish.LENGTH,
+    worker_pb2.FINISH_REASON_TOOL_CALLS: Finish.TOOL_CALLS,
+    worker_pb2.FINISH_REASON_CONTENT_FILTER: Finish.CONTENT_FILTER,
 }
+_response = worker_pb2.GenerateResponse.FromString
 
 
-def generate_request(asked: TextAsked) -> bytes:
-    """A serialised penstock.worker.v1.GenerateRequest."""
-    sampling = worker_pb2.Sampling(
-        temperature=asked.sampling.temperature,
-        top_p=asked.sampling.top_p,
-        top_k=asked.sampling.top_k,
-        seed=asked.sampling.seed,
+def generate_request(asked: TextAsked, choice: int = 0) -> bytes:
+    """A serialised penstock.worker.v1.GenerateRequest for one of the choices; equal ones are equal byte by byte.
+
+    Where a seed is given, answers to one prompt get one each, so that they differ and can be had again.
+    """
+    place, of_prompt = divmod(choice, asked.n)
+    sampling, use = asked.sampling, asked.tool_use
+    message = worker_pb2.GenerateRequest(
+        model=asked.model,
+        sampling=worker_pb2.Sampling(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=None if sampling.seed is None else (sampling.seed + of_prompt) % 2**64,
+            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty,
+        ),
+        max_tokens=asked.max_tokens,
+        stop=asked.stop,
+        top_logprobs=asked.top_logprobs,
+        tools_json=use.tools_json,
+        tool_choice_json=use.choice_json,
+        response_format_json=use.response_format_json,
+        logit_bias=dict(asked.logit_bias),
+        parallel_tool_calls=use.parallel,
+        whole=not asked.stream,
     )
-    message = worker_pb2.GenerateRequest(model=asked.model, sampling=sampling, max_tokens=asked.max_tokens, stop=asked.stop)
-    if isinstance(asked.prompt, str):
-        message.prompt = asked.prompt
+    prompt = asked.prompts[place]
+    if isinstance(prompt, str):
+        message.prompt = prompt
     else:
-        message.chat.messages.extend(worker_pb2.ChatMessage(role=turn.role, content=turn.content) for turn in asked.prompt)
-    return message.SerializeToString()
+        message.chat.messages.extend(map(_turn, prompt))
+    return message.SerializeToString(deterministic=True)
 
 
-def piece_of(payload: bytes) -> Piece:
-    """Raises AnswerUnusable."""
+def _turn(turn: Turn) -> worker_pb2.ChatMessage:
+    return worker_pb2.ChatMessage(
+        role=turn.role,
+        content=turn.content,
+        name=turn.name,
+        tool_calls_json=turn.tool_calls_json,
+        tool_call_id=turn.tool_call_id,
+    )
+
+
+def piece_of(payload: bytes, choice: int = 0, *, plain: bool = True) -> Piece:
+    """`plain`: nothing but text was asked for. Raises AnswerUnusable."""
     try:
-        message = worker_pb2.GenerateResponse.FromString(payload)
+        message = _response(payload)
     except DecodeError as error:
         raise AnswerUnusable(f"the {len(payload)} bytes that a worker sent are no GenerateResponse") from error
-    if not message.finish_reason:
-        return Piece(message.text)
-    finish = _FINISHES.get(message.finish_reason, Finish.STOP)
-    return Piece(message.text, finish, Usage(message.usage.prompt_tokens, message.usage.completion_tokens))
+    reason = message.finish_reason
+    piece = Piece(message.text, None, NO_USAGE, choice)
+    if not plain:
+        piece.logprobs = tuple(TokenLogprob(_logprob(each.chosen), tuple(map(_logprob, each.top))) for each in message.logprobs)
+        piece.tool_calls = tuple(ToolCallPart(each.index, each.id, each.name, each.arguments) for each in message.tool_calls)
+    if reason:
+        piece.finish = _FINISHES.get(reason, Finish.STOP)
+        piece.usage = Usage(message.usage.prompt_tokens, message.usage.completion_tokens)
+    return piece
+
+
+def _logprob(logprob: worker_pb2.Logprob) -> Logprob:
+    return Logprob(logprob.token, logprob.logprob)
 
 
 def signature_of(metadata: kserve.ModelMetadataResponse) -> Signature:

@@ -14,10 +14,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from gateway.exchange import Exchange
 from gateway.links.types import CallContext
 from gateway.openai.codec import Vectors, infer_request, raw_texts, raw_tokens, vectors_of
 from gateway.openai.errors import AnswerUnusable, RequestRefused
-from gateway.openai.types import Router, Signature, TensorShape, VectorsAsked
+from gateway.openai.types import Dispatch, Signature, TensorShape, VectorsAsked
 from placement.types import ANY_REGION, Request
 from runtime.ids import ModelName, ModelVersion, Region
 
@@ -29,12 +30,13 @@ _VALUES_AT_ONCE = 16_384
 
 
 async def vectors(
-    router: Router,
+    dispatch: Dispatch,
     asked: VectorsAsked,
     version: ModelVersion,
     signature: Signature,
     max_rows: int,
     call: CallContext,
+    exchange: Exchange,
     region: Region = ANY_REGION,
 ) -> list[Vectors]:
     """Arrays of rows, in the order of what was asked. `max_rows`: of one execution, 0 = the model has no batch dimension.
@@ -49,8 +51,11 @@ async def vectors(
     async def infer(tensor: TensorShape, raw: bytes, rows: int) -> Vectors:
         async with places:
             payload = infer_request(asked.model, "", tensor, raw, output)
-            return vectors_of(await router.infer(request, payload, call), output, rows)
+            answer = await dispatch.infer(request, payload, call, exchange)
+            exchange.answering(len(answer))
+            return vectors_of(answer, output, rows)
 
+    exchange.used(sum(len(each) for each in asked.token_ids), 0)
     if len(batches) == 1:
         return [_checked(asked, await infer(*batches[0]))]
     try:
@@ -61,8 +66,8 @@ async def vectors(
     return [_checked(asked, task.result()) for task in running]
 
 
-async def rendered(asked: VectorsAsked, arrays: Sequence[Vectors]) -> bytes:
-    """The whole answer. Gives others their turn on the way: a large one takes a second to write as decimals."""
+async def rendered(asked: VectorsAsked, model: str, arrays: Sequence[Vectors]) -> bytes:
+    """The whole answer of `model`. Gives others their turn on the way: a large one takes a second to write as decimals."""
     parts: list[bytes] = []
     values = 0
     for array in arrays:
@@ -75,7 +80,7 @@ async def rendered(asked: VectorsAsked, arrays: Sequence[Vectors]) -> bytes:
                 await asyncio.sleep(0)
     # How many tokens a text has only the model knows, and a tensor model does not say.
     tokens = sum(len(each) for each in asked.token_ids)
-    tail = json.dumps({"model": asked.name, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}).encode()
+    tail = json.dumps({"model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}).encode()
     return b'{"object":"list","data":[' + b",".join(parts) + b"]," + tail[1:]
 
 

@@ -68,13 +68,23 @@ _BY_REASON: dict[str, tuple[int, str]] = {
     "KEY_REFUSED": (401, "invalid_api_key"),
     "MODEL_NOT_ALLOWED": (403, "model_not_allowed"),
     "RATE_LIMITED": (429, "rate_limit_exceeded"),
+    "TOO_MANY_KEYS_REFUSED": (429, "rate_limit_exceeded"),
     "UPSTREAM_RATE_LIMITED": (429, "rate_limit_exceeded"),
+    "CONTEXT_EXCEEDED": (400, "context_length_exceeded"),
+    "CAPABILITY_LACKING": (400, "unsupported_parameter"),
     "OPENAI_BODY_TOO_LARGE": (413, "request_too_large"),
     "OPENAI_URL_UNKNOWN": (400, "invalid_value"),
+    "URL_UNKNOWN": (404, "unknown_url"),
     "OPENAI_FILE_UNKNOWN": (404, "file_not_found"),
     "OPENAI_BATCH_UNKNOWN": (404, "batch_not_found"),
 }
-_PARAMS = {"OPENAI_URL_UNKNOWN": "endpoint", "OPENAI_FILE_UNKNOWN": "file_id", "OPENAI_BATCH_UNKNOWN": "batch_id"}
+_PARAMS: dict[str, str | None] = {
+    "CONTEXT_EXCEEDED": "messages",
+    "OPENAI_URL_UNKNOWN": "endpoint",
+    "OPENAI_FILE_UNKNOWN": "file_id",
+    "OPENAI_BATCH_UNKNOWN": "batch_id",
+    "URL_UNKNOWN": None,
+}
 _BY_CODE: dict[Code, tuple[int, str]] = {
     Code.INVALID_ARGUMENT: (400, "invalid_value"),
     Code.OUT_OF_RANGE: (400, "invalid_value"),
@@ -90,6 +100,10 @@ _BY_CODE: dict[Code, tuple[int, str]] = {
     Code.CANCELLED: (503, "unavailable"),
     Code.DEADLINE_EXCEEDED: (504, "timeout"),
 }
+_WORTH_WAITING = (429, 503)
+_RETRY_AFTER_S = 1.0
+"""What a client is told to wait where nobody knows better."""
+
 _INTERNAL = (500, "internal_error")
 _TYPES = {403: "permission_error", 429: "rate_limit_error"}
 
@@ -97,10 +111,11 @@ _TYPES = {403: "permission_error", 429: "rate_limit_error"}
 def error_answer(error: PenstockError) -> ErrorAnswer:
     status, code = _status(error)
     headers = [(STATUS_HEADER, str(status))]
-    if error.retry_after_s is not None:
+    wait_s = _RETRY_AFTER_S if error.retry_after_s is None and status in _WORTH_WAITING else error.retry_after_s
+    if wait_s is not None:
         # Whole seconds are all that HTTP knows; the official clients prefer the finer one.
-        headers.append(("retry-after", str(max(1, math.ceil(error.retry_after_s)))))
-        headers.append(("retry-after-ms", str(max(1, math.ceil(error.retry_after_s * 1000)))))
+        headers.append(("retry-after", str(max(1, math.ceil(wait_s)))))
+        headers.append(("retry-after-ms", str(max(1, math.ceil(wait_s * 1000)))))
     return ErrorAnswer(status, _body(error, status, code), tuple(headers))
 
 

@@ -1,6 +1,6 @@
-"""What leaves: whole answers as JSON, streamed ones as server-sent events.
+"""What leaves of an answer in pieces: server-sent events.
 
-An answer's events differ in little but their text, so all around it is rendered once for each answer. Pure: id and time are
+An answer's events differ in little but their text, so all around it is rendered once for each choice. Pure: id and time are
 arguments. Source: OpenAI's API reference, "the chat completion chunk object" and "the completion object".
 """
 
@@ -8,75 +8,116 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 
-from gateway.openai.types import Finish, Piece, Style, TextAsked, Usage
+from gateway.openai.logprobs import TextLogprobs, chat_logprobs
+from gateway.openai.pieces import NO_USAGE, Finish, Piece, ToolCallPart, Usage
+from gateway.openai.types import Style, TextAsked
 
 JSON_TYPE = "application/json"
 EVENTS_TYPE = "text/event-stream"
-DONE = b"data: [DONE]\n\n"
+DONE = "data: [DONE]\n\n"
+KINDS = {Style.CHAT: "chat.completion.chunk", Style.COMPLETION: "text_completion"}
 
 
-class TextAnswer:
+@dataclass(frozen=True, slots=True)
+class Title:
+    """What stands at the head of an answer."""
+
+    answer_id: str
+    created_s: int
+    model: str
+    """Who answers, as its caller reads it."""
+
+    def fields(self, kind: str) -> dict[str, object]:
+        return {"id": self.answer_id, "object": kind, "created": self.created_s, "model": self.model}
+
+
+class TextEvents:
     """One answer being written."""
 
-    __slots__ = ("_after", "_around", "_asked", "_before", "_created_s", "_id", "_style", "_usage_after")
+    __slots__ = ("_after", "_around", "_before", "_chats", "_choices", "_going", "_offsets", "_tells_usage", "_usage")
 
-    def __init__(self, style: Style, asked: TextAsked, answer_id: str, created_s: int) -> None:
-        self._style, self._asked = style, asked
-        self._id, self._created_s = answer_id, created_s
-        kind = "chat.completion.chunk" if style is Style.CHAT else "text_completion"
-        head = json.dumps(self._head(kind), separators=(",", ":")).encode()
-        self._around = b"data: " + head[:-1] + b',"choices":'
-        self._usage_after = b',"usage":null}\n\n' if asked.include_usage else b"}\n\n"
-        opening = b'[{"index":0,"delta":{"content":' if style is Style.CHAT else b'[{"index":0,"text":'
-        closing = (
-            b'},"logprobs":null,"finish_reason":null}]' if style is Style.CHAT else b',"logprobs":null,"finish_reason":null}]'
+    def __init__(self, style: Style, asked: TextAsked, title: Title) -> None:
+        self._chats, self._choices, self._tells_usage = style is Style.CHAT, asked.choices, asked.include_usage
+        self._going, self._usage = asked.choices, NO_USAGE
+        self._around = f'data: {_json(title.fields(KINDS[style]))[:-1]},"choices":'
+        inner = '"delta":{"content":' if self._chats else '"text":'
+        self._before = [f'{self._around}[{{"index":{choice},{inner}' for choice in range(asked.choices)]
+        self._after = f'{"}" if self._chats else ""},"logprobs":null,"finish_reason":null}}]{self._end}'
+        self._offsets = (
+            [TextLogprobs(len(prompt)) for prompt in asked.prompts for _ in range(asked.n)]
+            if not self._chats and asked.top_logprobs is not None
+            else []
         )
-        self._before, self._after = self._around + opening, closing + self._usage_after
+
+    @property
+    def _end(self) -> str:
+        return ',"usage":null}\n\n' if self._tells_usage else "}\n\n"
 
     def first(self) -> bytes:
         """What comes before any text: in a chat, who speaks."""
-        if self._style is not Style.CHAT:
+        if not self._chats:
             return b""
-        role = b'[{"index":0,"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,"finish_reason":null}]'
-        return self._around + role + self._usage_after
+        role = '"delta":{"role":"assistant","content":"","refusal":null}'
+        return "".join(self._event(choice, role) for choice in range(self._choices)).encode()
 
     def events(self, pieces: Iterable[Piece]) -> bytes:
         """Everything these pieces say, the end of the answer included where they hold it."""
-        written: list[bytes] = []
+        written: list[str] = []
+        before, after = self._before, self._after
         for piece in pieces:
-            if piece.text:
-                written += (self._before, json.dumps(piece.text).encode(), self._after)
+            if piece.logprobs or piece.tool_calls:
+                self._rich(written, piece)
+            elif piece.text:
+                written += (before[piece.choice], encode_basestring_ascii(piece.text), after)
             if piece.finish is not None:
-                written.append(self._last(piece.finish, piece.usage))
-        return b"".join(written)
+                self._finish(written, piece, piece.finish)
+        return "".join(written).encode()
 
-    def whole(self, text: str, finish: Finish, usage: Usage) -> bytes:
-        """The answer in one."""
-        choice: dict[str, object] = {"index": 0}
-        if self._style is Style.CHAT:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-        else:
-            choice["text"] = text
-        choice |= {"logprobs": None, "finish_reason": finish.value}
-        kind = "chat.completion" if self._style is Style.CHAT else "text_completion"
-        return json.dumps({**self._head(kind), "choices": [choice], "usage": _usage(usage)}).encode()
+    def _rich(self, written: list[str], piece: Piece) -> None:
+        """A piece that holds more than text."""
+        text, logprobs = encode_basestring_ascii(piece.text), "null"
+        if piece.logprobs:
+            told = chat_logprobs(piece.logprobs) if self._chats else self._offsets[piece.choice].told(piece.logprobs)
+            logprobs = _json(told)
+        if piece.text or piece.logprobs:
+            said = f'"delta":{{"content":{text}}}' if self._chats else f'"text":{text}'
+            written.append(self._event(piece.choice, said, logprobs))
+        if piece.tool_calls and self._chats:
+            calls = _json([_call(part) for part in piece.tool_calls])
+            written.append(self._event(piece.choice, f'"delta":{{"tool_calls":{calls}}}'))
 
-    def _last(self, finish: Finish, usage: Usage) -> bytes:
-        nothing = b'"delta":{}' if self._style is Style.CHAT else b'"text":""'
-        choice = b'[{"index":0,%b,"logprobs":null,"finish_reason":"%b"}]' % (nothing, finish.value.encode())
-        events = self._around + choice + self._usage_after
-        if self._asked.include_usage:
-            events += self._around + b'[],"usage":' + json.dumps(_usage(usage), separators=(",", ":")).encode() + b"}\n\n"
-        return events + DONE
+    def _finish(self, written: list[str], piece: Piece, finish: Finish) -> None:
+        written.append(self._event(piece.choice, '"delta":{}' if self._chats else '"text":""', finish=f'"{finish.value}"'))
+        self._usage += piece.usage
+        self._going -= 1
+        if self._going:
+            return
+        if self._tells_usage:
+            written.append(f'{self._around}[],"usage":{_json(usage_told(self._usage))}}}\n\n')
+        written.append(DONE)
 
-    def _head(self, kind: str) -> dict[str, object]:
-        return {"id": self._id, "object": kind, "created": self._created_s, "model": self._asked.name}
+    def _event(self, choice: int, said: str, logprobs: str = "null", finish: str = "null") -> str:
+        return f'{self._around}[{{"index":{choice},{said},"logprobs":{logprobs},"finish_reason":{finish}}}]{self._end}'
 
 
-def _usage(usage: Usage) -> dict[str, int]:
+def usage_told(usage: Usage) -> dict[str, int]:
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }
+
+
+def _call(part: ToolCallPart) -> dict[str, object]:
+    """The first part of a call says which one it is and what kind."""
+    if not part.call_id and not part.name:
+        return {"index": part.place, "function": {"arguments": part.arguments}}
+    function = {"name": part.name, "arguments": part.arguments}
+    return {"index": part.place, "id": part.call_id, "type": "function", "function": function}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))

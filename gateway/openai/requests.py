@@ -6,20 +6,24 @@ Pure. Source: OpenAI's API reference for POST /v1/chat/completions, /v1/completi
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from gateway.openai.capabilities import needs_of
+from gateway.openai.conversation import prompts_of, turns_of
 from gateway.openai.errors import RequestRefused
-from gateway.openai.fields import Fields, body_of, fields_of, kind_of, text_of
-from gateway.openai.types import Sampling, Style, TextAsked, Turn, VectorsAsked
+from gateway.openai.fields import Fields, body_of, kind_of, text_of
+from gateway.openai.sampling import logit_bias_of, max_tokens_of, n_of, sampling_of, stop_of, top_logprobs_of
+from gateway.openai.tool_use import tool_use_of
+from gateway.openai.types import Prompt, Style, TextAsked, ToolUse, VectorsAsked
 from gateway.versions import split_name
 
 MAX_INPUTS = 2048
-MAX_TURNS = 16_384
-MAX_STOPS = 4
+MAX_CHOICES = 128
+"""Generations of one request."""
 MAX_TOKEN_IDS = 1_000_000
 """Of all inputs of one request; checking one after another holds up everybody else."""
 
 MAX_MODEL_CHARACTERS = 256
-_MAX_TOKENS = 2**31 - 1
 _COMPLETION_TOKENS = 16
 """What /v1/completions gives where nothing is said of it."""
 
@@ -27,26 +31,19 @@ _SAMPLING = frozenset({"model", "max_tokens", "temperature", "top_p", "top_k", "
 _LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key"})
 """They change nothing in an answer."""
 
-_INERT: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-}
+_CHOOSING = frozenset({"n", "frequency_penalty", "presence_penalty", "logit_bias", "logprobs"})
 _TAKEN = {
-    Style.CHAT: _SAMPLING | _LABELS | {"messages", "max_completion_tokens", "parallel_tool_calls"},
-    Style.COMPLETION: _SAMPLING | _LABELS | {"prompt"},
+    Style.CHAT: _SAMPLING
+    | _LABELS
+    | _CHOOSING
+    | {"messages", "max_completion_tokens", "top_logprobs"}
+    | {"tools", "tool_choice", "parallel_tool_calls", "response_format"},
+    Style.COMPLETION: _SAMPLING | _LABELS | _CHOOSING | {"prompt", "best_of"},
 }
 _INERT_AT: Mapping[Style, Mapping[str, tuple[object, ...]]] = {
     Style.CHAT: {
-        **_INERT,
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
         "functions": ([],),
         "function_call": ("none", "auto"),
-        "response_format": ({"type": "text"},),
-        "logprobs": (False,),
-        "top_logprobs": (0,),
         "modalities": (["text"],),
         "store": (False,),
         "service_tier": ("auto", "default"),
@@ -58,19 +55,7 @@ _INERT_AT: Mapping[Style, Mapping[str, tuple[object, ...]]] = {
         "prompt_cache_retention": (),
         "moderation": (),
     },
-    Style.COMPLETION: {**_INERT, "best_of": (1,), "echo": (False,), "logprobs": (), "suffix": ("",)},
-}
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-"""Chat templates know no developer; it is the system's newer name."""
-
-_TURN = frozenset({"role", "content", "name"})
-_TURN_INERT: Mapping[str, tuple[object, ...]] = {
-    "tool_calls": ([],),
-    "annotations": ([],),
-    "function_call": (),
-    "audio": (),
-    "refusal": ("",),
-    "tool_call_id": (),
+    Style.COMPLETION: {"echo": (False,), "suffix": ("",)},
 }
 _EMBEDDING = frozenset({"model", "input", "encoding_format", "dimensions", "user"})
 
@@ -80,19 +65,31 @@ def text_asked(style: Style, data: bytes) -> TextAsked:
     body = body_of(data)
     model, wanted = _model(body)
     body.only(_TAKEN[style], _INERT_AT[style])
-    prompt = _turns(body) if style is Style.CHAT else _prompt(body)
+    prompts: tuple[Prompt, ...] = (turns_of(body),) if style is Style.CHAT else prompts_of(body)
     stream = body.flag("stream")
-    return TextAsked(
+    asked = TextAsked(
         model=model,
-        prompt=prompt,
-        sampling=_sampling(body),
-        max_tokens=_max_tokens(body) or (_COMPLETION_TOKENS if style is Style.COMPLETION else 0),
-        stop=_stop(body),
+        prompts=prompts,
+        sampling=sampling_of(body),
+        max_tokens=max_tokens_of(body) or (_COMPLETION_TOKENS if style is Style.COMPLETION else 0),
+        stop=stop_of(body),
         stream=stream,
         include_usage=_include_usage(body, stream),
         session_key=body.text("prompt_cache_key") or "",
         wanted=wanted,
+        n=n_of(body),
+        top_logprobs=top_logprobs_of(style, body),
+        logit_bias=logit_bias_of(body),
+        tool_use=tool_use_of(body) if style is Style.CHAT else ToolUse(),
     )
+    if asked.choices > MAX_CHOICES:
+        raise RequestRefused(
+            f"{len(prompts)} prompts with 'n' {asked.n} are {asked.choices} answers; at most {MAX_CHOICES} are given to one"
+            " request",
+            param="n",
+            fault="out_of_range",
+        )
+    return replace(asked, needs=needs_of(asked))
 
 
 def vectors_asked(data: bytes) -> VectorsAsked:
@@ -117,86 +114,6 @@ def _model(body: Fields) -> tuple[str, str]:
     if not model or (not version and "@" in name):
         raise RequestRefused(f"'model' is {name[:80]!r}; send a model's name, or name@alias, or name@version", param="model")
     return model, version
-
-
-def _turns(body: Fields) -> tuple[Turn, ...]:
-    return tuple(_turn(each, f"messages[{index}]") for index, each in enumerate(body.items("messages", MAX_TURNS)))
-
-
-def _turn(value: object, path: str) -> Turn:
-    fields = fields_of(value, path)
-    role = text_of(fields.required("role"), fields.path("role"))
-    if role not in _ROLES:
-        raise RequestRefused(
-            f"'{path}.role' is {role[:40]!r}; known here: {', '.join(_ROLES)}", param=f"{path}.role", fault="unsupported_value"
-        )
-    fields.only(_TURN, _TURN_INERT)
-    fields.text("name")
-    return Turn(_ROLES[role], _content(fields.required("content"), fields.path("content")))
-
-
-def _content(value: object, path: str) -> str:
-    if isinstance(value, str):
-        return text_of(value, path)
-    if not isinstance(value, list):
-        raise RequestRefused(
-            f"'{path}' is {kind_of(value)}; expected a string or an array of text parts", param=path, fault="invalid_type"
-        )
-    return "\n".join(_part(each, f"{path}[{index}]") for index, each in enumerate(value))
-
-
-def _part(value: object, path: str) -> str:
-    part = fields_of(value, path)
-    kind = text_of(part.required("type"), part.path("type"))
-    if kind != "text":
-        raise RequestRefused(
-            f"'{path}.type' is {kind[:40]!r}; only text parts are taken here", param=f"{path}.type", fault="unsupported_value"
-        )
-    return text_of(part.required("text"), part.path("text"))
-
-
-def _prompt(body: Fields) -> str:
-    value = body.required("prompt")
-    if isinstance(value, str):
-        return text_of(value, "prompt")
-    if not isinstance(value, list):
-        raise RequestRefused(f"'prompt' is {kind_of(value)}; expected a string", param="prompt", fault="invalid_type")
-    if len(value) == 1 and isinstance(value[0], str):
-        return text_of(value[0], "prompt[0]")
-    seen = f"{len(value)} prompts" if value and isinstance(value[0], str) else "token ids"
-    raise RequestRefused(
-        f"'prompt' holds {seen if value else 'nothing'}; send one string for each request",
-        param="prompt",
-        fault="unsupported_value",
-    )
-
-
-def _sampling(body: Fields) -> Sampling:
-    temperature, top_p = body.number("temperature", 0, 2), body.number("top_p", 0, 1)
-    if top_p == 0:  # the smallest share of the probability is the most likely token alone
-        temperature, top_p = 0.0, None
-    seed = body.integer("seed", -(2**63), 2**63 - 1)
-    return Sampling(temperature, top_p, body.integer("top_k", 0, _MAX_TOKENS) or None, None if seed is None else seed % 2**64)
-
-
-def _max_tokens(body: Fields) -> int | None:
-    older, newer = body.integer("max_tokens", 1, _MAX_TOKENS), body.integer("max_completion_tokens", 1, _MAX_TOKENS)
-    if older is not None and newer is not None and older != newer:
-        raise RequestRefused(
-            f"'max_tokens' is {older} and 'max_completion_tokens' is {newer}; send one of them", param="max_tokens"
-        )
-    return newer if older is None else older
-
-
-def _stop(body: Fields) -> tuple[str, ...]:
-    value = body.get("stop")
-    if value is None or value == []:
-        return ()
-    stops = [value] if isinstance(value, str) else body.items("stop", MAX_STOPS)
-    texts = tuple(text_of(each, "stop" if isinstance(value, str) else f"stop[{index}]") for index, each in enumerate(stops))
-    if not all(texts):
-        raise RequestRefused("'stop' holds an empty string, which would stop at once; leave it out", param="stop")
-    return texts
 
 
 def _include_usage(body: Fields, stream: bool) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from inference.grpc_service_pb2 import ModelMetadataResponse
 
 from gateway.admission import KeyFacts
+from gateway.auto import AutoModels
 from gateway.callers import Caller, Context
+from gateway.exchange import Exchange, Exchanges
 from gateway.links.types import CallContext, Method
 from gateway.types import PublishedVersion
 from placement.copies.wishes import Placement
@@ -32,6 +34,14 @@ class Turn:
 
     role: str
     content: str
+    name: str = ""
+    tool_calls_json: str = ""
+    """Of an assistant's turn: what it called, as it came; empty: nothing."""
+    tool_call_id: str = ""
+    """Of a tool's turn: which call it answers."""
+
+
+Prompt = str | tuple[Turn, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +52,18 @@ class Sampling:
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """Which tools a model may call, and what its answer is to look like: JSON as it came, empty where nothing was said."""
+
+    tools_json: str = ""
+    choice_json: str = ""
+    parallel: bool | None = None
+    response_format_json: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +71,8 @@ class TextAsked:
     """A request for text, checked."""
 
     model: str
-    prompt: str | tuple[Turn, ...]
+    prompts: tuple[Prompt, ...]
+    """At least one. Only completions have several."""
     sampling: Sampling = Sampling()
     max_tokens: int = 0
     """0 = up to the model's limit."""
@@ -60,6 +83,19 @@ class TextAsked:
     """Requests of one key prefer the worker that has their beginning in memory."""
     wanted: str = ""
     """The version that was asked for: a number or an alias; empty: none."""
+    n: int = 1
+    """Answers to each prompt."""
+    top_logprobs: int | None = None
+    """Of how many likeliest tokens at each place; 0 = of the chosen ones alone; None: none are asked for."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    tool_use: ToolUse = ToolUse()
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """What a model has to be able to do for it, by capability: the parameter that asks for it."""
+
+    @property
+    def choices(self) -> int:
+        """Answers in all. Those to one prompt stand together."""
+        return self.n * len(self.prompts)
 
     @property
     def name(self) -> str:
@@ -84,28 +120,6 @@ class VectorsAsked:
         return f"{self.model}@{self.wanted}" if self.wanted else self.model
 
 
-class Finish(enum.Enum):
-    """Why a generation ended, in OpenAI's words."""
-
-    STOP = "stop"
-    LENGTH = "length"
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one answer of the worker added. The last one has a finish."""
-
-    text: str
-    finish: Finish | None = None
-    usage: Usage = Usage()
-
-
 @dataclass(frozen=True, slots=True)
 class TensorShape:
     """One input or output of a model, with the batch dimension; -1 = variable."""
@@ -123,10 +137,10 @@ class Signature:
     outputs: tuple[TensorShape, ...]
 
 
-class Router(Protocol):
-    """Takes a request to a worker: gateway.routing.Router."""
+class Dispatch(Protocol):
+    """Takes a request to its answer: gateway.dispatch.Dispatch."""
 
-    async def infer(self, request: Request, payload: bytes, call: CallContext) -> bytes: ...
+    async def infer(self, request: Request, payload: bytes, call: CallContext, exchange: Exchange) -> bytes: ...
 
     async def warm(self, request: Request, call: CallContext) -> None: ...
 
@@ -136,7 +150,7 @@ class Router(Protocol):
         request: Request,
         payload: bytes,
         call: CallContext,
-        on_granted: Callable[[ModelVersion], None] | None = None,
+        exchange: Exchange,
     ) -> AsyncGenerator[bytes, None]: ...
 
 
@@ -176,14 +190,6 @@ class Regions(Protocol):
     def of(self, headers: Mapping[str, str | bytes], address: str = "") -> Region: ...
 
 
-class Metrics(Protocol):
-    """What is counted: gateway.metrics.GatewayMetrics."""
-
-    def answered(self, method: str, model: str, elapsed_s: float) -> None: ...
-
-    def failed(self, method: str, model: str, code: str) -> None: ...
-
-
 class Door(Protocol):
     """Lets calls in: gateway.callers.Callers."""
 
@@ -213,7 +219,13 @@ class Mesh(Protocol):
     def callers(self) -> Door: ...
 
     @property
-    def router(self) -> Router: ...
+    def exchanges(self) -> Exchanges: ...
+
+    @property
+    def dispatch(self) -> Dispatch: ...
+
+    @property
+    def auto(self) -> AutoModels: ...
 
     @property
     def targets(self) -> Targets: ...
@@ -229,6 +241,3 @@ class Mesh(Protocol):
 
     @property
     def regions(self) -> Regions: ...
-
-    @property
-    def metrics(self) -> Metrics: ...

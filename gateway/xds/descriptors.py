@@ -28,6 +28,9 @@ def load_descriptor_set() -> bytes:
     raise DescriptorSetMissing(f"neither {installed} nor {checkout} exists; run `python build/protos.py`, or install the wheel")
 
 
+DIRECT = ("penstock.gateway.v1.OpenAIService", "penstock.gateway.v1.InferenceRestService")
+"""Whose bodies are HTTP's own: they need no transcoding, and go to the gateways as they come."""
+
 OFFERED = ("penstock.gateway.", "penstock.scheduler.v1.JobService")
 """What a gateway serves to applications: all of its own package, and jobs, which it hands on to the schedulers."""
 
@@ -47,6 +50,14 @@ def http_prefixes(descriptor_set: bytes, services: tuple[str, ...]) -> tuple[str
     files = descriptor_pb2.FileDescriptorSet.FromString(descriptor_set).file
     paths = (path for file in files for name, path in _paths(file) if name in services)
     return tuple(sorted({f"/{path.split('/')[1]}/" for path in paths}))
+
+
+def direct_paths(descriptor_set: bytes, services: tuple[str, ...]) -> tuple[str, ...]:
+    """What the HTTP paths of these services are, or begin with where they end in a slash: whole segments, two at most."""
+    files = descriptor_pb2.FileDescriptorSet.FromString(descriptor_set).file
+    paths = [path.split("/")[1:] for file in files for name, path in _paths(file) if name in services]
+    roots = {(segments[0],) if segments[0] == "v2" else tuple(segments[:2]) for segments in paths}
+    return tuple(path for root in sorted(roots) for path in (f"/{'/'.join(root)}", f"/{'/'.join(root)}/"))
 
 
 def _paths(file: descriptor_pb2.FileDescriptorProto) -> Iterator[tuple[str, str]]:

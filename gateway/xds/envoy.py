@@ -54,6 +54,8 @@ def envoy_command(process: EnvoyProcess) -> list[str]:
         process.log_level,
         "--drain-time-s",
         str(process.drain_time_s),
+        "--file-flush-interval-msec",
+        "1000",
         "--disable-hot-restart",
     ]
     return [*command, "--reject-unknown-dynamic-fields"] if process.strict else command

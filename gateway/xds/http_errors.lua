@@ -3,8 +3,10 @@
 --
 --   x-penstock-http-status: 404   the handler wrote the whole body itself; only the status is missing
 --   {"code":5,"message":...}      the transcoder's google.rpc.Status; it becomes {"error":{"type":...,"code":...,"message":...}}
+--                                 as OpenAI's clients read it, and below /v2 {"error":"..."} as Triton's do
 
 local INNER = "x-penstock-http-status"
+local OWN = "penstock.http_errors"
 
 local OF_GRPC = { "grpc-status", "grpc-message", "grpc-accept-encoding", "grpc-encoding", "grpc-status-details-bin" }
 
@@ -26,7 +28,26 @@ local function after_seconds(body)
   return tostring(tonumber(seconds) + (string.match(fraction, "[1-9]") and 1 or 0))
 end
 
-local function reshape(headers, buffer)
+-- The message's own JSON string, quotes included.
+local function message_of(rest)
+  local start = string.match(rest, '^,"message":"()')
+  if start == nil then
+    return '""'
+  end
+  local at = start
+  while at <= string.len(rest) do
+    local letter = string.sub(rest, at, at)
+    if letter == "\\" then
+      at = at + 1
+    elseif letter == '"' then
+      return string.sub(rest, start - 1, at)
+    end
+    at = at + 1
+  end
+  return '""'
+end
+
+local function reshape(headers, buffer, below_v2)
   local body = buffer:length() > 0 and buffer:getBytes(0, buffer:length()) or ""
   local rest = string.match(body, '^{"code":%d+(.*})$')
   if rest == nil then
@@ -34,11 +55,21 @@ local function reshape(headers, buffer)
   end
   local reason = string.match(body, '"reason":"([A-Z0-9_]+)"')
   local code = reason and '"' .. string.lower(reason) .. '"' or "null"
-  buffer:setBytes('{"error":{"type":"' .. error_type(headers:get(":status")) .. '","param":null,"code":' .. code .. rest .. "}")
+  if below_v2 then
+    buffer:setBytes('{"error":' .. message_of(rest) .. "}")
+  else
+    buffer:setBytes('{"error":{"type":"' .. error_type(headers:get(":status")) .. '","param":null,"code":' .. code .. rest .. "}")
+  end
   headers:replace("content-length", tostring(buffer:length()))
   local seconds = after_seconds(body)
   if seconds ~= nil and headers:get("retry-after") == nil then
     headers:add("retry-after", seconds)
+  end
+end
+
+function envoy_on_request(handle)
+  if string.sub(handle:headers():get(":path") or "", 1, 4) == "/v2/" then
+    handle:streamInfo():dynamicMetadata():set(OWN, "below_v2", true)
   end
 end
 
@@ -62,6 +93,7 @@ function envoy_on_response(handle)
   elseif string.match(headers:get(":status"), "^[45]") and content_type == "application/json" then
     -- Waiting for the body ends the life of `headers`.
     local buffer = handle:body(true)
-    reshape(handle:headers(), buffer)
+    local own = handle:streamInfo():dynamicMetadata():get(OWN)
+    reshape(handle:headers(), buffer, own ~= nil and own["below_v2"])
   end
 end

@@ -26,9 +26,10 @@ from xds import (
     transcoder_pb2,
 )
 
+from gateway.xds.access_log import access_logs
 from gateway.xds.local_replies import local_replies
 from gateway.xds.packing import flag, number, over_ads, packed, seconds, socket
-from gateway.xds.routes import CORS_FILTER, ROUTES
+from gateway.xds.routes import CORS_FILTER, LUA_FILTER, ROUTES, TRANSCODER_FILTER
 from gateway.xds.tls import towards_clients
 from gateway.xds.types import Edge, EdgeLimits
 
@@ -36,6 +37,9 @@ LISTENER = "edge"
 _BUFFER_BYTES = 1024 * 1024
 _STREAM_WINDOW_BYTES = 1024 * 1024
 _CONNECTION_WINDOW_BYTES = 16 * 1024 * 1024
+_ENVELOPE_BYTES = 1024
+"""Envoy counts a body together with the message that it makes of it: names, content type, framing."""
+
 _LUA_FILE = "http_errors.lua"
 
 _Hcm = http_connection_manager_pb2.HttpConnectionManager
@@ -47,7 +51,7 @@ def edge_listener(edge: Edge) -> listener_pb2.Listener:
         filters=[
             listener_pb2.Filter(name="envoy.filters.network.http_connection_manager", typed_config=packed(_manager(edge)))
         ],
-        transport_socket=towards_clients(edge.server_files) if edge.server_files is not None else None,
+        transport_socket=towards_clients() if edge.server_files is not None else None,
     )
     return listener_pb2.Listener(
         name=LISTENER,
@@ -72,6 +76,7 @@ def _manager(edge: Edge) -> _Hcm:
         stream_idle_timeout=seconds(limits.stream_idle_timeout_s),
         request_headers_timeout=seconds(limits.request_headers_timeout_s),
         drain_timeout=seconds(limits.drain_timeout_s),
+        access_log=access_logs(edge.access_log, LISTENER),
         use_remote_address=flag(True),
         normalize_path=flag(True),
         merge_slashes=True,
@@ -109,9 +114,9 @@ def _filters(edge: Edge) -> list[http_connection_manager_pb2.HttpFilter]:
     lua = resources.files(__package__).joinpath(_LUA_FILE).read_text(encoding="utf-8")
     found = [_filter(CORS_FILTER, cors_pb2.Cors())] if edge.cors_origins else []
     found += [
-        _filter("envoy.filters.http.lua", lua_pb2.Lua(default_source_code=core_pb2.DataSource(inline_string=lua))),
+        _filter(LUA_FILTER, lua_pb2.Lua(default_source_code=core_pb2.DataSource(inline_string=lua))),
         _filter("envoy.filters.http.grpc_web", grpc_web_pb2.GrpcWeb()),
-        _filter("envoy.filters.http.grpc_json_transcoder", _transcoder(edge)),
+        _filter(TRANSCODER_FILTER, _transcoder(edge)),
         _filter("envoy.filters.http.router", router_pb2.Router(suppress_envoy_headers=True)),
     ]
     return found
@@ -126,8 +131,8 @@ def _transcoder(edge: Edge) -> transcoder_pb2.GrpcJsonTranscoder:
         ignore_unknown_query_parameters=True,
         convert_grpc_status=True,
         request_validation_options=kind.RequestValidationOptions(reject_unknown_method=True),
-        max_request_body_size=number(edge.limits.body_bytes),
-        max_response_body_size=number(edge.limits.body_bytes),
+        max_request_body_size=number(edge.limits.body_bytes + _ENVELOPE_BYTES),
+        max_response_body_size=number(edge.limits.body_bytes + _ENVELOPE_BYTES),
     )
 
 

@@ -1,4 +1,5 @@
-"""What the edge answers by itself, in the shape that OpenAI's clients read: no route, too large, nobody behind it.
+"""What the edge answers by itself: no route, too large, nobody behind it. In the shape that OpenAI's clients read, and below
+/v2 in that which Triton's do.
 
 gRPC clients keep Envoy's own words in `grpc-message`. An HTTP client never reads a reason of the transport: those name inner
 addresses.
@@ -14,6 +15,7 @@ from xds import accesslog_pb2, core_pb2, http_connection_manager_pb2, matcher_pb
 from gateway.xds.types import EdgeLimits
 
 _ENVOYS_WORDS = "%LOCAL_REPLY_BODY%"
+_ADVICE, _V2_ADVICE = "GET /v1/models or POST /v1/chat/completions", "GET /v2 or POST /v2/models/{model}/infer"
 _TRANSCODED = "x-envoy-original-path"
 """The transcoder leaves the path it replaced here, and rewrites the content type to gRPC's."""
 
@@ -39,7 +41,7 @@ def error_pages(limits: EdgeLimits) -> tuple[ErrorPage, ...]:
             404,
             "invalid_request_error",
             "unknown_url",
-            "Unknown URL: %REQ(:METHOD)% %PATH(NQ:ORIG_OR_PATH)%; try GET /v1/models or POST /v1/chat/completions.",
+            f"Unknown URL: %REQ(:METHOD)% %PATH(NQ:ORIG_OR_PATH)%; try {_ADVICE}.",
         ),
         ErrorPage(
             413,
@@ -60,12 +62,16 @@ def error_pages(limits: EdgeLimits) -> tuple[ErrorPage, ...]:
 
 def local_replies(limits: EdgeLimits) -> http_connection_manager_pb2.LocalReplyConfig:
     """The pages, for every client that does not speak gRPC."""
-    return http_connection_manager_pb2.LocalReplyConfig(mappers=[_mapper(page) for page in error_pages(limits)])
+    pages = error_pages(limits)
+    tritons = [_mapper(page, page.message.replace(_ADVICE, _V2_ADVICE), _below_v2()) for page in pages]
+    openais = [_mapper(page, {"message": page.message, "type": page.kind, "param": None, "code": page.code}) for page in pages]
+    return http_connection_manager_pb2.LocalReplyConfig(mappers=[*tritons, *openais])
 
 
-def _mapper(page: ErrorPage) -> http_connection_manager_pb2.ResponseMapper:
-    conditions = [_at_least(page.first), _at_most(page.last), _speaks_http()]
-    error: dict[str, str | None] = {"message": page.message, "type": page.kind, "param": None, "code": page.code}
+def _mapper(
+    page: ErrorPage, error: str | dict[str, str | None], *more: accesslog_pb2.AccessLogFilter
+) -> http_connection_manager_pb2.ResponseMapper:
+    conditions = [_at_least(page.first), _at_most(page.last), _speaks_http(), *more]
     body = struct_pb2.Struct()
     body.update({"error": error})
     mapper = http_connection_manager_pb2.ResponseMapper(
@@ -103,6 +109,13 @@ def _speaks_http() -> accesslog_pb2.AccessLogFilter:
     )
     transcoded = route_pb2.HeaderMatcher(name=_TRANSCODED, present_match=True)
     return accesslog_pb2.AccessLogFilter(or_filter=accesslog_pb2.OrFilter(filters=[_header(not_grpc), _header(transcoded)]))
+
+
+def _below_v2() -> accesslog_pb2.AccessLogFilter:
+    """The Open Inference Protocol's paths, transcoded or not."""
+    prefix = matcher_pb2.StringMatcher(prefix="/v2")
+    paths = [_header(route_pb2.HeaderMatcher(name=name, string_match=prefix)) for name in (":path", _TRANSCODED)]
+    return accesslog_pb2.AccessLogFilter(or_filter=accesslog_pb2.OrFilter(filters=paths))
 
 
 def _header(matcher: route_pb2.HeaderMatcher) -> accesslog_pb2.AccessLogFilter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from google.protobuf import any_pb2, duration_pb2, message, wrappers_pb2
 from xds import core_pb2
 
@@ -36,3 +38,8 @@ def socket(endpoint: Endpoint) -> core_pb2.Address:
 def over_ads() -> core_pb2.ConfigSource:
     """The rest of the configuration comes over the one stream."""
     return core_pb2.ConfigSource(ads=core_pb2.AggregatedConfigSource(), resource_api_version=core_pb2.V3)
+
+
+def from_file(path: Path) -> core_pb2.ConfigSource:
+    """It lies in a file, a path where Envoy runs."""
+    return core_pb2.ConfigSource(path_config_source=core_pb2.PathConfigSource(path=str(path)), resource_api_version=core_pb2.V3)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from xds import http_connection_manager_pb2, listener_pb2, route_pb2, router_pb2
 
+from gateway.xds.access_log import access_logs
 from gateway.xds.clusters import REGISTRIES
 from gateway.xds.packing import flag, number, over_ads, packed, seconds, socket
 from gateway.xds.retries import ANYWAY, UNTOUCHED, elsewhere
@@ -58,7 +59,7 @@ def registry_listener(edge: Edge, listen: Endpoint) -> listener_pb2.Listener:
         filters=[
             listener_pb2.Filter(name="envoy.filters.network.http_connection_manager", typed_config=packed(_manager(edge)))
         ],
-        transport_socket=towards_nodes(edge.identity),
+        transport_socket=towards_nodes(edge.identity.authority),
     )
     return listener_pb2.Listener(
         name=LISTENER, address=socket(listen), filter_chains=[chain], enable_reuse_port=flag(edge.share_port)
@@ -100,6 +101,7 @@ def _manager(edge: Edge) -> _Hcm:
         stream_idle_timeout=seconds(limits.stream_idle_timeout_s),
         request_headers_timeout=seconds(limits.request_headers_timeout_s),
         drain_timeout=seconds(limits.drain_timeout_s),
+        access_log=access_logs(edge.access_log, LISTENER),
         use_remote_address=flag(True),
         forward_client_cert_details=_Hcm.SANITIZE_SET,
         set_current_client_cert_details=_Hcm.SetCurrentClientCertDetails(uri=True),
@@ -112,4 +114,4 @@ def _route(path: str, edge: Edge, policy: route_pb2.RetryPolicy, *, whole: bool)
         cluster=REGISTRIES, timeout=seconds(0), idle_timeout=seconds(edge.limits.stream_idle_timeout_s), retry_policy=policy
     )
     match = route_pb2.RouteMatch(path=path) if whole else route_pb2.RouteMatch(prefix=path)
-    return route_pb2.Route(match=match, route=action)
+    return route_pb2.Route(name=path, match=match, route=action)

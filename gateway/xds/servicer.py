@@ -38,6 +38,10 @@ class TooManyEdges(PenstockError, code=Code.RESOURCE_EXHAUSTED, reason="TOO_MANY
     """This gateway already serves as many Envoys as it takes."""
 
 
+class EdgeLeaves(PenstockError, code=Code.UNAVAILABLE, reason="GATEWAY_LEAVES"):
+    """This gateway is about to end; another one has the configuration too."""
+
+
 class TooManyNames(PenstockError, code=Code.INVALID_ARGUMENT, reason="TOO_MANY_RESOURCE_NAMES"):
     """One subscription names more resources than any edge of ours has."""
 
@@ -86,6 +90,14 @@ class DiscoveryServicer(discovery_pb2_grpc.AggregatedDiscoveryServiceServicer):
         self._streams: set[_Stream] = set()
         self._rejections: deque[EdgeRejection] = deque(maxlen=_REMEMBERED_REJECTIONS)
         self._waiters: set[asyncio.Event] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """End every stream, and begin none: Envoys go to another gateway, and keep what they have meanwhile."""
+        self._closed = True
+        for stream in self._streams:
+            stream.closed = True
+            stream.wake.set()
 
     def edges(self) -> tuple[EdgeStatus, ...]:
         """Every connected Envoy."""
@@ -111,6 +123,8 @@ class DiscoveryServicer(discovery_pb2_grpc.AggregatedDiscoveryServiceServicer):
     ) -> None:
         """One Envoy, from its connecting to its going."""
         self._authorise(context)
+        if self._closed:
+            raise EdgeLeaves("this gateway is about to end; connect to another one")
         if len(self._streams) >= self._max_streams:
             raise TooManyEdges(
                 f"{len(self._streams)} Envoys are connected, {self._max_streams} are allowed; connect to another gateway"
@@ -128,11 +142,12 @@ class DiscoveryServicer(discovery_pb2_grpc.AggregatedDiscoveryServiceServicer):
     async def _carry(self, stream: _Stream, requests: AsyncIterator[discovery_pb2.DiscoveryRequest], context: Wire) -> None:
         with self._holder.watching(stream.wake):
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._listen(stream, requests), name="discovery-requests")
+                listening = tasks.create_task(self._listen(stream, requests), name="discovery-requests")
                 while not stream.closed:
                     await stream.wake.wait()
                     stream.wake.clear()
                     await self._tell(stream, context)
+                listening.cancel()
 
     async def _listen(self, stream: _Stream, requests: AsyncIterator[discovery_pb2.DiscoveryRequest]) -> None:
         async for message in requests:

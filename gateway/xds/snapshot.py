@@ -1,6 +1,6 @@
 """One consistent state of Envoy's configuration, versioned by its content.
 
-Owns the four types of resources, their order, and whether they fit together. Never knows what a resource says: it is a name,
+Owns the five types of resources, their order, and whether they fit together. Never knows what a resource says: it is a name,
 bytes, and the names it refers to. Source: the xDS protocol, "Eventual consistency considerations" and "Resource warming".
 """
 
@@ -17,6 +17,7 @@ _VERSION_DIGITS = 16
 class ResourceType(enum.Enum):
     """The types that are served, by their type URL; in the order in which they make before they break."""
 
+    SECRETS = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret"
     CLUSTERS = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
     ENDPOINTS = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment"
     LISTENERS = "type.googleapis.com/envoy.config.listener.v3.Listener"

@@ -117,9 +117,12 @@ class Subscriptions:
         return replies
 
     def settled(self, snapshot: Snapshot) -> bool:
-        """Whether Envoy runs with all of this snapshot that it asked for."""
+        """Whether Envoy runs with all of this snapshot, of the types that it asked for."""
         return bool(self.by_kind) and all(
-            not subscription.owed and subscription.acknowledged == snapshot.versions[kind]
+            not subscription.owed
+            and subscription.acknowledged == snapshot.versions[kind]
+            # What it has not asked for yet is what something new waits for, such as a listener for its certificate.
+            and len(subscription.wanted(snapshot.resources[kind])) == len(snapshot.resources[kind])
             for kind, subscription in self.by_kind.items()
         )
 

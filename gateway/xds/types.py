@@ -41,6 +41,14 @@ class Endpoint:
             raise AddressUnusable(f"port {self.port} is not between 0 and 65535")
 
 
+def endpoint_of(address: str) -> Endpoint:
+    """Of "host:port", an IPv6 host in brackets. Raises AddressUnusable."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or len(port) > 5:
+        raise AddressUnusable(f"{address[:128]!r} is no ip:port")
+    return Endpoint(host.strip("[]"), int(port))
+
+
 @dataclass(frozen=True, slots=True)
 class ServerFiles:
     """Certificate chain and key that the edge shows to clients, PEM, readable by Envoy."""
@@ -99,7 +107,9 @@ class Edge:
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages may call; "*" is any. None: no page of another origin may."""
     server_files: ServerFiles | None = None
-    """TLS towards clients; without it HTTP/1.1 and h2c in the clear."""
+    """TLS towards clients; without it HTTP/1.1 and h2c in the clear. New files that are moved into place are used at once."""
+    access_log: str = ""
+    """The file of requests, a path where Envoy runs; /dev/stdout for its own output; empty: none."""
     share_port: bool = False
     """SO_REUSEPORT. Off: a taken port is refused and reported, instead of shared with whoever took it."""
     limits: EdgeLimits = field(default_factory=EdgeLimits)

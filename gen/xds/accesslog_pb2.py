@@ -22,29 +22,32 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 from xds import core_pb2 as xds_dot_core__pb2
 from xds import route_pb2 as xds_dot_route__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13xds/accesslog.proto\x12\x19\x65nvoy.config.accesslog.v3\x1a\x0exds/core.proto\x1a\x0fxds/route.proto\"\xa8\x01\n\x10\x43omparisonFilter\x12:\n\x02op\x18\x01 \x01(\x0e\x32..envoy.config.accesslog.v3.ComparisonFilter.Op\x12\x32\n\x05value\x18\x02 \x01(\x0b\x32#.envoy.config.core.v3.RuntimeUInt32\"$\n\x02Op\x12\x06\n\x02\x45Q\x10\x00\x12\x06\n\x02GE\x10\x01\x12\x06\n\x02LE\x10\x02\x12\x06\n\x02NE\x10\x03\"S\n\x10StatusCodeFilter\x12?\n\ncomparison\x18\x01 \x01(\x0b\x32+.envoy.config.accesslog.v3.ComparisonFilter\"D\n\x0cHeaderFilter\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32$.envoy.config.route.v3.HeaderMatcher\"H\n\tAndFilter\x12;\n\x07\x66ilters\x18\x01 \x03(\x0b\x32*.envoy.config.accesslog.v3.AccessLogFilter\"G\n\x08OrFilter\x12;\n\x07\x66ilters\x18\x02 \x03(\x0b\x32*.envoy.config.accesslog.v3.AccessLogFilter\"\xa8\x02\n\x0f\x41\x63\x63\x65ssLogFilter\x12I\n\x12status_code_filter\x18\x01 \x01(\x0b\x32+.envoy.config.accesslog.v3.StatusCodeFilterH\x00\x12:\n\nand_filter\x18\x06 \x01(\x0b\x32$.envoy.config.accesslog.v3.AndFilterH\x00\x12\x38\n\tor_filter\x18\x07 \x01(\x0b\x32#.envoy.config.accesslog.v3.OrFilterH\x00\x12@\n\rheader_filter\x18\x08 \x01(\x0b\x32\'.envoy.config.accesslog.v3.HeaderFilterH\x00\x42\x12\n\x10\x66ilter_specifierb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13xds/accesslog.proto\x12\x19\x65nvoy.config.accesslog.v3\x1a\x19google/protobuf/any.proto\x1a\x0exds/core.proto\x1a\x0fxds/route.proto\"\xa8\x01\n\x10\x43omparisonFilter\x12:\n\x02op\x18\x01 \x01(\x0e\x32..envoy.config.accesslog.v3.ComparisonFilter.Op\x12\x32\n\x05value\x18\x02 \x01(\x0b\x32#.envoy.config.core.v3.RuntimeUInt32\"$\n\x02Op\x12\x06\n\x02\x45Q\x10\x00\x12\x06\n\x02GE\x10\x01\x12\x06\n\x02LE\x10\x02\x12\x06\n\x02NE\x10\x03\"S\n\x10StatusCodeFilter\x12?\n\ncomparison\x18\x01 \x01(\x0b\x32+.envoy.config.accesslog.v3.ComparisonFilter\"D\n\x0cHeaderFilter\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32$.envoy.config.route.v3.HeaderMatcher\"H\n\tAndFilter\x12;\n\x07\x66ilters\x18\x01 \x03(\x0b\x32*.envoy.config.accesslog.v3.AccessLogFilter\"G\n\x08OrFilter\x12;\n\x07\x66ilters\x18\x02 \x03(\x0b\x32*.envoy.config.accesslog.v3.AccessLogFilter\"\xa8\x02\n\x0f\x41\x63\x63\x65ssLogFilter\x12I\n\x12status_code_filter\x18\x01 \x01(\x0b\x32+.envoy.config.accesslog.v3.StatusCodeFilterH\x00\x12:\n\nand_filter\x18\x06 \x01(\x0b\x32$.envoy.config.accesslog.v3.AndFilterH\x00\x12\x38\n\tor_filter\x18\x07 \x01(\x0b\x32#.envoy.config.accesslog.v3.OrFilterH\x00\x12@\n\rheader_filter\x18\x08 \x01(\x0b\x32\'.envoy.config.accesslog.v3.HeaderFilterH\x00\x42\x12\n\x10\x66ilter_specifier\"\x92\x01\n\tAccessLog\x12\x0c\n\x04name\x18\x01 \x01(\t\x12:\n\x06\x66ilter\x18\x02 \x01(\x0b\x32*.envoy.config.accesslog.v3.AccessLogFilter\x12,\n\x0ctyped_config\x18\x04 \x01(\x0b\x32\x14.google.protobuf.AnyH\x00\x42\r\n\x0b\x63onfig_typeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.accesslog_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_COMPARISONFILTER']._serialized_start=84
-  _globals['_COMPARISONFILTER']._serialized_end=252
-  _globals['_COMPARISONFILTER_OP']._serialized_start=216
-  _globals['_COMPARISONFILTER_OP']._serialized_end=252
-  _globals['_STATUSCODEFILTER']._serialized_start=254
-  _globals['_STATUSCODEFILTER']._serialized_end=337
-  _globals['_HEADERFILTER']._serialized_start=339
-  _globals['_HEADERFILTER']._serialized_end=407
-  _globals['_ANDFILTER']._serialized_start=409
-  _globals['_ANDFILTER']._serialized_end=481
-  _globals['_ORFILTER']._serialized_start=483
-  _globals['_ORFILTER']._serialized_end=554
-  _globals['_ACCESSLOGFILTER']._serialized_start=557
-  _globals['_ACCESSLOGFILTER']._serialized_end=853
+  _globals['_COMPARISONFILTER']._serialized_start=111
+  _globals['_COMPARISONFILTER']._serialized_end=279
+  _globals['_COMPARISONFILTER_OP']._serialized_start=243
+  _globals['_COMPARISONFILTER_OP']._serialized_end=279
+  _globals['_STATUSCODEFILTER']._serialized_start=281
+  _globals['_STATUSCODEFILTER']._serialized_end=364
+  _globals['_HEADERFILTER']._serialized_start=366
+  _globals['_HEADERFILTER']._serialized_end=434
+  _globals['_ANDFILTER']._serialized_start=436
+  _globals['_ANDFILTER']._serialized_end=508
+  _globals['_ORFILTER']._serialized_start=510
+  _globals['_ORFILTER']._serialized_end=581
+  _globals['_ACCESSLOGFILTER']._serialized_start=584
+  _globals['_ACCESSLOGFILTER']._serialized_end=880
+  _globals['_ACCESSLOG']._serialized_start=883
+  _globals['_ACCESSLOG']._serialized_end=1029
 # @@protoc_insertion_point(module_scope)

@@ -22,24 +22,29 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from xds import cluster_pb2 as xds_dot_cluster__pb2
 from xds import core_pb2 as xds_dot_core__pb2
 from xds import overload_pb2 as xds_dot_overload__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13xds/bootstrap.proto\x12\x19\x65nvoy.config.bootstrap.v3\x1a\x11xds/cluster.proto\x1a\x0exds/core.proto\x1a\x12xds/overload.proto\"7\n\x05\x41\x64min\x12.\n\x07\x61\x64\x64ress\x18\x03 \x01(\x0b\x32\x1d.envoy.config.core.v3.Address\"\xd4\x04\n\tBootstrap\x12(\n\x04node\x18\x01 \x01(\x0b\x32\x1a.envoy.config.core.v3.Node\x12N\n\x10static_resources\x18\x02 \x01(\x0b\x32\x34.envoy.config.bootstrap.v3.Bootstrap.StaticResources\x12P\n\x11\x64ynamic_resources\x18\x03 \x01(\x0b\x32\x35.envoy.config.bootstrap.v3.Bootstrap.DynamicResources\x12/\n\x05\x61\x64min\x18\x0c \x01(\x0b\x32 .envoy.config.bootstrap.v3.Admin\x12\x43\n\x10overload_manager\x18\x0f \x01(\x0b\x32).envoy.config.overload.v3.OverloadManager\x1a\x45\n\x0fStaticResources\x12\x32\n\x08\x63lusters\x18\x02 \x03(\x0b\x32 .envoy.config.cluster.v3.Cluster\x1a\xbd\x01\n\x10\x44ynamicResources\x12\x36\n\nlds_config\x18\x01 \x01(\x0b\x32\".envoy.config.core.v3.ConfigSource\x12\x36\n\ncds_config\x18\x02 \x01(\x0b\x32\".envoy.config.core.v3.ConfigSource\x12\x39\n\nads_config\x18\x03 \x01(\x0b\x32%.envoy.config.core.v3.ApiConfigSourceb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13xds/bootstrap.proto\x12\x19\x65nvoy.config.bootstrap.v3\x1a\x1cgoogle/protobuf/struct.proto\x1a\x11xds/cluster.proto\x1a\x0exds/core.proto\x1a\x12xds/overload.proto\"7\n\x05\x41\x64min\x12.\n\x07\x61\x64\x64ress\x18\x03 \x01(\x0b\x32\x1d.envoy.config.core.v3.Address\"`\n\x0cRuntimeLayer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12/\n\x0cstatic_layer\x18\x02 \x01(\x0b\x32\x17.google.protobuf.StructH\x00\x42\x11\n\x0flayer_specifier\"I\n\x0eLayeredRuntime\x12\x37\n\x06layers\x18\x01 \x03(\x0b\x32\'.envoy.config.bootstrap.v3.RuntimeLayer\"\x98\x05\n\tBootstrap\x12(\n\x04node\x18\x01 \x01(\x0b\x32\x1a.envoy.config.core.v3.Node\x12N\n\x10static_resources\x18\x02 \x01(\x0b\x32\x34.envoy.config.bootstrap.v3.Bootstrap.StaticResources\x12P\n\x11\x64ynamic_resources\x18\x03 \x01(\x0b\x32\x35.envoy.config.bootstrap.v3.Bootstrap.DynamicResources\x12/\n\x05\x61\x64min\x18\x0c \x01(\x0b\x32 .envoy.config.bootstrap.v3.Admin\x12\x43\n\x10overload_manager\x18\x0f \x01(\x0b\x32).envoy.config.overload.v3.OverloadManager\x12\x42\n\x0flayered_runtime\x18\x11 \x01(\x0b\x32).envoy.config.bootstrap.v3.LayeredRuntime\x1a\x45\n\x0fStaticResources\x12\x32\n\x08\x63lusters\x18\x02 \x03(\x0b\x32 .envoy.config.cluster.v3.Cluster\x1a\xbd\x01\n\x10\x44ynamicResources\x12\x36\n\nlds_config\x18\x01 \x01(\x0b\x32\".envoy.config.core.v3.ConfigSource\x12\x36\n\ncds_config\x18\x02 \x01(\x0b\x32\".envoy.config.core.v3.ConfigSource\x12\x39\n\nads_config\x18\x03 \x01(\x0b\x32%.envoy.config.core.v3.ApiConfigSourceb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.bootstrap_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ADMIN']._serialized_start=105
-  _globals['_ADMIN']._serialized_end=160
-  _globals['_BOOTSTRAP']._serialized_start=163
-  _globals['_BOOTSTRAP']._serialized_end=759
-  _globals['_BOOTSTRAP_STATICRESOURCES']._serialized_start=498
-  _globals['_BOOTSTRAP_STATICRESOURCES']._serialized_end=567
-  _globals['_BOOTSTRAP_DYNAMICRESOURCES']._serialized_start=570
-  _globals['_BOOTSTRAP_DYNAMICRESOURCES']._serialized_end=759
+  _globals['_ADMIN']._serialized_start=135
+  _globals['_ADMIN']._serialized_end=190
+  _globals['_RUNTIMELAYER']._serialized_start=192
+  _globals['_RUNTIMELAYER']._serialized_end=288
+  _globals['_LAYEREDRUNTIME']._serialized_start=290
+  _globals['_LAYEREDRUNTIME']._serialized_end=363
+  _globals['_BOOTSTRAP']._serialized_start=366
+  _globals['_BOOTSTRAP']._serialized_end=1030
+  _globals['_BOOTSTRAP_STATICRESOURCES']._serialized_start=769
+  _globals['_BOOTSTRAP_STATICRESOURCES']._serialized_end=838
+  _globals['_BOOTSTRAP_DYNAMICRESOURCES']._serialized_start=841
+  _globals['_BOOTSTRAP_DYNAMICRESOURCES']._serialized_end=1030
 # @@protoc_insertion_point(module_scope)

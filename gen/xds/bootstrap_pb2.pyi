@@ -8,6 +8,7 @@ A subset of Envoy's v3 API, equal on the wire: packages, names and numbers are E
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from xds import cluster_pb2 as _cluster_pb2
 from xds import core_pb2 as _core_pb2
@@ -44,6 +45,55 @@ class Admin(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Admin: _TypeAlias = Admin  # noqa: Y015
+
+@_typing.final
+class RuntimeLayer(_message.Message):
+    """Values that steer Envoy's own code, by name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATIC_LAYER_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def static_layer(self) -> _struct_pb2.Struct: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        static_layer: _struct_pb2.Struct | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["layer_specifier", b"layer_specifier", "static_layer", b"static_layer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layer_specifier", b"layer_specifier", "name", b"name", "static_layer", b"static_layer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_layer_specifier: _TypeAlias = _typing.Literal["static_layer"]  # noqa: Y015
+    _WhichOneofArgType_layer_specifier: _TypeAlias = _typing.Literal["layer_specifier", b"layer_specifier"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_layer_specifier) -> _WhichOneofReturnType_layer_specifier | None: ...
+
+Global___RuntimeLayer: _TypeAlias = RuntimeLayer  # noqa: Y015
+
+@_typing.final
+class LayeredRuntime(_message.Message):
+    """All of them; a later layer covers an earlier one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___RuntimeLayer]: ...
+    def __init__(
+        self,
+        *,
+        layers: _abc.Iterable[Global___RuntimeLayer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["layers", b"layers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LayeredRuntime: _TypeAlias = LayeredRuntime  # noqa: Y015
 
 @_typing.final
 class Bootstrap(_message.Message):
@@ -104,6 +154,7 @@ class Bootstrap(_message.Message):
     DYNAMIC_RESOURCES_FIELD_NUMBER: _builtins.int
     ADMIN_FIELD_NUMBER: _builtins.int
     OVERLOAD_MANAGER_FIELD_NUMBER: _builtins.int
+    LAYERED_RUNTIME_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def node(self) -> _core_pb2.Node: ...
     @_builtins.property
@@ -114,6 +165,8 @@ class Bootstrap(_message.Message):
     def admin(self) -> Global___Admin: ...
     @_builtins.property
     def overload_manager(self) -> _overload_pb2.OverloadManager: ...
+    @_builtins.property
+    def layered_runtime(self) -> Global___LayeredRuntime: ...
     def __init__(
         self,
         *,
@@ -122,10 +175,11 @@ class Bootstrap(_message.Message):
         dynamic_resources: Global___Bootstrap.DynamicResources | None = ...,
         admin: Global___Admin | None = ...,
         overload_manager: _overload_pb2.OverloadManager | None = ...,
+        layered_runtime: Global___LayeredRuntime | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "dynamic_resources", b"dynamic_resources", "node", b"node", "overload_manager", b"overload_manager", "static_resources", b"static_resources"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "dynamic_resources", b"dynamic_resources", "layered_runtime", b"layered_runtime", "node", b"node", "overload_manager", b"overload_manager", "static_resources", b"static_resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "dynamic_resources", b"dynamic_resources", "node", b"node", "overload_manager", b"overload_manager", "static_resources", b"static_resources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "dynamic_resources", b"dynamic_resources", "layered_runtime", b"layered_runtime", "node", b"node", "overload_manager", b"overload_manager", "static_resources", b"static_resources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,6 +15,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from xds import core_pb2 as _core_pb2
 from xds import endpoint_pb2 as _endpoint_pb2
+from xds import percent_pb2 as _percent_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -103,6 +104,71 @@ class UpstreamConnectionOptions(_message.Message):
 Global___UpstreamConnectionOptions: _TypeAlias = UpstreamConnectionOptions  # noqa: Y015
 
 @_typing.final
+class OutlierDetection(_message.Message):
+    """When a member gets nothing for a while."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERVAL_FIELD_NUMBER: _builtins.int
+    BASE_EJECTION_TIME_FIELD_NUMBER: _builtins.int
+    MAX_EJECTION_PERCENT_FIELD_NUMBER: _builtins.int
+    ENFORCING_CONSECUTIVE_5XX_FIELD_NUMBER: _builtins.int
+    ENFORCING_SUCCESS_RATE_FIELD_NUMBER: _builtins.int
+    CONSECUTIVE_GATEWAY_FAILURE_FIELD_NUMBER: _builtins.int
+    ENFORCING_CONSECUTIVE_GATEWAY_FAILURE_FIELD_NUMBER: _builtins.int
+    SPLIT_EXTERNAL_LOCAL_ORIGIN_ERRORS_FIELD_NUMBER: _builtins.int
+    CONSECUTIVE_LOCAL_ORIGIN_FAILURE_FIELD_NUMBER: _builtins.int
+    ENFORCING_CONSECUTIVE_LOCAL_ORIGIN_FAILURE_FIELD_NUMBER: _builtins.int
+    ENFORCING_LOCAL_ORIGIN_SUCCESS_RATE_FIELD_NUMBER: _builtins.int
+    MAX_EJECTION_TIME_FIELD_NUMBER: _builtins.int
+    split_external_local_origin_errors: _builtins.bool
+    @_builtins.property
+    def interval(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def base_ejection_time(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def max_ejection_percent(self) -> _wrappers_pb2.UInt32Value: ...
+    @_builtins.property
+    def enforcing_consecutive_5xx(self) -> _wrappers_pb2.UInt32Value: ...
+    @_builtins.property
+    def enforcing_success_rate(self) -> _wrappers_pb2.UInt32Value: ...
+    @_builtins.property
+    def consecutive_gateway_failure(self) -> _wrappers_pb2.UInt32Value: ...
+    @_builtins.property
+    def enforcing_consecutive_gateway_failure(self) -> _wrappers_pb2.UInt32Value: ...
+    @_builtins.property
+    def consecutive_local_origin_failure(self) -> _wrappers_pb2.UInt32Value: ...
+    @_builtins.property
+    def enforcing_consecutive_local_origin_failure(self) -> _wrappers_pb2.UInt32Value: ...
+    @_builtins.property
+    def enforcing_local_origin_success_rate(self) -> _wrappers_pb2.UInt32Value: ...
+    @_builtins.property
+    def max_ejection_time(self) -> _duration_pb2.Duration: ...
+    def __init__(
+        self,
+        *,
+        interval: _duration_pb2.Duration | None = ...,
+        base_ejection_time: _duration_pb2.Duration | None = ...,
+        max_ejection_percent: _wrappers_pb2.UInt32Value | None = ...,
+        enforcing_consecutive_5xx: _wrappers_pb2.UInt32Value | None = ...,
+        enforcing_success_rate: _wrappers_pb2.UInt32Value | None = ...,
+        consecutive_gateway_failure: _wrappers_pb2.UInt32Value | None = ...,
+        enforcing_consecutive_gateway_failure: _wrappers_pb2.UInt32Value | None = ...,
+        split_external_local_origin_errors: _builtins.bool = ...,
+        consecutive_local_origin_failure: _wrappers_pb2.UInt32Value | None = ...,
+        enforcing_consecutive_local_origin_failure: _wrappers_pb2.UInt32Value | None = ...,
+        enforcing_local_origin_success_rate: _wrappers_pb2.UInt32Value | None = ...,
+        max_ejection_time: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_ejection_time", b"base_ejection_time", "consecutive_gateway_failure", b"consecutive_gateway_failure", "consecutive_local_origin_failure", b"consecutive_local_origin_failure", "enforcing_consecutive_5xx", b"enforcing_consecutive_5xx", "enforcing_consecutive_gateway_failure", b"enforcing_consecutive_gateway_failure", "enforcing_consecutive_local_origin_failure", b"enforcing_consecutive_local_origin_failure", "enforcing_local_origin_success_rate", b"enforcing_local_origin_success_rate", "enforcing_success_rate", b"enforcing_success_rate", "interval", b"interval", "max_ejection_percent", b"max_ejection_percent", "max_ejection_time", b"max_ejection_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_ejection_time", b"base_ejection_time", "consecutive_gateway_failure", b"consecutive_gateway_failure", "consecutive_local_origin_failure", b"consecutive_local_origin_failure", "enforcing_consecutive_5xx", b"enforcing_consecutive_5xx", "enforcing_consecutive_gateway_failure", b"enforcing_consecutive_gateway_failure", "enforcing_consecutive_local_origin_failure", b"enforcing_consecutive_local_origin_failure", "enforcing_local_origin_success_rate", b"enforcing_local_origin_success_rate", "enforcing_success_rate", b"enforcing_success_rate", "interval", b"interval", "max_ejection_percent", b"max_ejection_percent", "max_ejection_time", b"max_ejection_time", "split_external_local_origin_errors", b"split_external_local_origin_errors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutlierDetection: _TypeAlias = OutlierDetection  # noqa: Y015
+
+@_typing.final
 class Cluster(_message.Message):
     """A named set of equal members."""
 
@@ -174,6 +240,30 @@ class Cluster(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class CommonLbConfig(_message.Message):
+        """What every way of choosing a member does."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        HEALTHY_PANIC_THRESHOLD_FIELD_NUMBER: _builtins.int
+        UPDATE_MERGE_WINDOW_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def healthy_panic_threshold(self) -> _percent_pb2.Percent: ...
+        @_builtins.property
+        def update_merge_window(self) -> _duration_pb2.Duration: ...
+        def __init__(
+            self,
+            *,
+            healthy_panic_threshold: _percent_pb2.Percent | None = ...,
+            update_merge_window: _duration_pb2.Duration | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["healthy_panic_threshold", b"healthy_panic_threshold", "update_merge_window", b"update_merge_window"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["healthy_panic_threshold", b"healthy_panic_threshold", "update_merge_window", b"update_merge_window"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class TypedExtensionProtocolOptionsEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -202,7 +292,9 @@ class Cluster(_message.Message):
     LB_POLICY_FIELD_NUMBER: _builtins.int
     HEALTH_CHECKS_FIELD_NUMBER: _builtins.int
     CIRCUIT_BREAKERS_FIELD_NUMBER: _builtins.int
+    OUTLIER_DETECTION_FIELD_NUMBER: _builtins.int
     TRANSPORT_SOCKET_FIELD_NUMBER: _builtins.int
+    COMMON_LB_CONFIG_FIELD_NUMBER: _builtins.int
     UPSTREAM_CONNECTION_OPTIONS_FIELD_NUMBER: _builtins.int
     IGNORE_HEALTH_ON_HOST_REMOVAL_FIELD_NUMBER: _builtins.int
     LOAD_ASSIGNMENT_FIELD_NUMBER: _builtins.int
@@ -222,7 +314,11 @@ class Cluster(_message.Message):
     @_builtins.property
     def circuit_breakers(self) -> Global___CircuitBreakers: ...
     @_builtins.property
+    def outlier_detection(self) -> Global___OutlierDetection: ...
+    @_builtins.property
     def transport_socket(self) -> _core_pb2.TransportSocket: ...
+    @_builtins.property
+    def common_lb_config(self) -> Global___Cluster.CommonLbConfig: ...
     @_builtins.property
     def upstream_connection_options(self) -> Global___UpstreamConnectionOptions: ...
     @_builtins.property
@@ -240,15 +336,17 @@ class Cluster(_message.Message):
         lb_policy: Global___Cluster.LbPolicy.ValueType = ...,
         health_checks: _abc.Iterable[_core_pb2.HealthCheck] | None = ...,
         circuit_breakers: Global___CircuitBreakers | None = ...,
+        outlier_detection: Global___OutlierDetection | None = ...,
         transport_socket: _core_pb2.TransportSocket | None = ...,
+        common_lb_config: Global___Cluster.CommonLbConfig | None = ...,
         upstream_connection_options: Global___UpstreamConnectionOptions | None = ...,
         ignore_health_on_host_removal: _builtins.bool = ...,
         load_assignment: _endpoint_pb2.ClusterLoadAssignment | None = ...,
         typed_extension_protocol_options: _abc.Mapping[_builtins.str, _any_pb2.Any] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["circuit_breakers", b"circuit_breakers", "cluster_discovery_type", b"cluster_discovery_type", "connect_timeout", b"connect_timeout", "eds_cluster_config", b"eds_cluster_config", "load_assignment", b"load_assignment", "per_connection_buffer_limit_bytes", b"per_connection_buffer_limit_bytes", "transport_socket", b"transport_socket", "type", b"type", "upstream_connection_options", b"upstream_connection_options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["circuit_breakers", b"circuit_breakers", "cluster_discovery_type", b"cluster_discovery_type", "common_lb_config", b"common_lb_config", "connect_timeout", b"connect_timeout", "eds_cluster_config", b"eds_cluster_config", "load_assignment", b"load_assignment", "outlier_detection", b"outlier_detection", "per_connection_buffer_limit_bytes", b"per_connection_buffer_limit_bytes", "transport_socket", b"transport_socket", "type", b"type", "upstream_connection_options", b"upstream_connection_options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuit_breakers", b"circuit_breakers", "cluster_discovery_type", b"cluster_discovery_type", "connect_timeout", b"connect_timeout", "eds_cluster_config", b"eds_cluster_config", "health_checks", b"health_checks", "ignore_health_on_host_removal", b"ignore_health_on_host_removal", "lb_policy", b"lb_policy", "load_assignment", b"load_assignment", "name", b"name", "per_connection_buffer_limit_bytes", b"per_connection_buffer_limit_bytes", "transport_socket", b"transport_socket", "type", b"type", "typed_extension_protocol_options", b"typed_extension_protocol_options", "upstream_connection_options", b"upstream_connection_options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuit_breakers", b"circuit_breakers", "cluster_discovery_type", b"cluster_discovery_type", "common_lb_config", b"common_lb_config", "connect_timeout", b"connect_timeout", "eds_cluster_config", b"eds_cluster_config", "health_checks", b"health_checks", "ignore_health_on_host_removal", b"ignore_health_on_host_removal", "lb_policy", b"lb_policy", "load_assignment", b"load_assignment", "name", b"name", "outlier_detection", b"outlier_detection", "per_connection_buffer_limit_bytes", b"per_connection_buffer_limit_bytes", "transport_socket", b"transport_socket", "type", b"type", "typed_extension_protocol_options", b"typed_extension_protocol_options", "upstream_connection_options", b"upstream_connection_options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_cluster_discovery_type: _TypeAlias = _typing.Literal["type"]  # noqa: Y015
     _WhichOneofArgType_cluster_discovery_type: _TypeAlias = _typing.Literal["cluster_discovery_type", b"cluster_discovery_type"]  # noqa: Y015

@@ -637,31 +637,56 @@ class ApiConfigSource(_message.Message):
 Global___ApiConfigSource: _TypeAlias = ApiConfigSource  # noqa: Y015
 
 @_typing.final
+class PathConfigSource(_message.Message):
+    """A file that is read again when it is replaced."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PathConfigSource: _TypeAlias = PathConfigSource  # noqa: Y015
+
+@_typing.final
 class ConfigSource(_message.Message):
     """Where a part of the configuration comes from."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ADS_FIELD_NUMBER: _builtins.int
+    PATH_CONFIG_SOURCE_FIELD_NUMBER: _builtins.int
     INITIAL_FETCH_TIMEOUT_FIELD_NUMBER: _builtins.int
     RESOURCE_API_VERSION_FIELD_NUMBER: _builtins.int
     resource_api_version: Global___ApiVersion.ValueType
     @_builtins.property
     def ads(self) -> Global___AggregatedConfigSource: ...
     @_builtins.property
+    def path_config_source(self) -> Global___PathConfigSource: ...
+    @_builtins.property
     def initial_fetch_timeout(self) -> _duration_pb2.Duration: ...
     def __init__(
         self,
         *,
         ads: Global___AggregatedConfigSource | None = ...,
+        path_config_source: Global___PathConfigSource | None = ...,
         initial_fetch_timeout: _duration_pb2.Duration | None = ...,
         resource_api_version: Global___ApiVersion.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ads", b"ads", "config_source_specifier", b"config_source_specifier", "initial_fetch_timeout", b"initial_fetch_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ads", b"ads", "config_source_specifier", b"config_source_specifier", "initial_fetch_timeout", b"initial_fetch_timeout", "path_config_source", b"path_config_source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ads", b"ads", "config_source_specifier", b"config_source_specifier", "initial_fetch_timeout", b"initial_fetch_timeout", "resource_api_version", b"resource_api_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ads", b"ads", "config_source_specifier", b"config_source_specifier", "initial_fetch_timeout", b"initial_fetch_timeout", "path_config_source", b"path_config_source", "resource_api_version", b"resource_api_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_config_source_specifier: _TypeAlias = _typing.Literal["ads"]  # noqa: Y015
+    _WhichOneofReturnType_config_source_specifier: _TypeAlias = _typing.Literal["ads", "path_config_source"]  # noqa: Y015
     _WhichOneofArgType_config_source_specifier: _TypeAlias = _typing.Literal["config_source_specifier", b"config_source_specifier"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_config_source_specifier) -> _WhichOneofReturnType_config_source_specifier | None: ...
 
@@ -718,6 +743,23 @@ class HttpProtocolOptions(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HttpProtocolOptions: _TypeAlias = HttpProtocolOptions  # noqa: Y015
+
+@_typing.final
+class Http1ProtocolOptions(_message.Message):
+    """HTTP/1.1, as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Http1ProtocolOptions: _TypeAlias = Http1ProtocolOptions  # noqa: Y015
 
 @_typing.final
 class Http2ProtocolOptions(_message.Message):

@@ -251,6 +251,7 @@ class HttpConnectionManager(_message.Message):
     HTTP2_PROTOCOL_OPTIONS_FIELD_NUMBER: _builtins.int
     SERVER_NAME_FIELD_NUMBER: _builtins.int
     DRAIN_TIMEOUT_FIELD_NUMBER: _builtins.int
+    ACCESS_LOG_FIELD_NUMBER: _builtins.int
     USE_REMOTE_ADDRESS_FIELD_NUMBER: _builtins.int
     GENERATE_REQUEST_ID_FIELD_NUMBER: _builtins.int
     FORWARD_CLIENT_CERT_DETAILS_FIELD_NUMBER: _builtins.int
@@ -284,6 +285,8 @@ class HttpConnectionManager(_message.Message):
     @_builtins.property
     def drain_timeout(self) -> _duration_pb2.Duration: ...
     @_builtins.property
+    def access_log(self) -> _containers.RepeatedCompositeFieldContainer[_accesslog_pb2.AccessLog]: ...
+    @_builtins.property
     def use_remote_address(self) -> _wrappers_pb2.BoolValue: ...
     @_builtins.property
     def generate_request_id(self) -> _wrappers_pb2.BoolValue: ...
@@ -315,6 +318,7 @@ class HttpConnectionManager(_message.Message):
         http2_protocol_options: _core_pb2.Http2ProtocolOptions | None = ...,
         server_name: _builtins.str = ...,
         drain_timeout: _duration_pb2.Duration | None = ...,
+        access_log: _abc.Iterable[_accesslog_pb2.AccessLog] | None = ...,
         use_remote_address: _wrappers_pb2.BoolValue | None = ...,
         generate_request_id: _wrappers_pb2.BoolValue | None = ...,
         forward_client_cert_details: Global___HttpConnectionManager.ForwardClientCertDetails.ValueType = ...,
@@ -334,7 +338,7 @@ class HttpConnectionManager(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["common_http_protocol_options", b"common_http_protocol_options", "drain_timeout", b"drain_timeout", "generate_request_id", b"generate_request_id", "http2_protocol_options", b"http2_protocol_options", "local_reply_config", b"local_reply_config", "max_request_headers_kb", b"max_request_headers_kb", "normalize_path", b"normalize_path", "rds", b"rds", "request_headers_timeout", b"request_headers_timeout", "request_id_extension", b"request_id_extension", "route_specifier", b"route_specifier", "set_current_client_cert_details", b"set_current_client_cert_details", "stream_error_on_invalid_http_message", b"stream_error_on_invalid_http_message", "stream_idle_timeout", b"stream_idle_timeout", "use_remote_address", b"use_remote_address"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["always_set_request_id_in_response", b"always_set_request_id_in_response", "codec_type", b"codec_type", "common_http_protocol_options", b"common_http_protocol_options", "drain_timeout", b"drain_timeout", "forward_client_cert_details", b"forward_client_cert_details", "generate_request_id", b"generate_request_id", "http2_protocol_options", b"http2_protocol_options", "http_filters", b"http_filters", "local_reply_config", b"local_reply_config", "max_request_headers_kb", b"max_request_headers_kb", "merge_slashes", b"merge_slashes", "normalize_path", b"normalize_path", "path_with_escaped_slashes_action", b"path_with_escaped_slashes_action", "preserve_external_request_id", b"preserve_external_request_id", "rds", b"rds", "request_headers_timeout", b"request_headers_timeout", "request_id_extension", b"request_id_extension", "route_specifier", b"route_specifier", "server_name", b"server_name", "set_current_client_cert_details", b"set_current_client_cert_details", "stat_prefix", b"stat_prefix", "stream_error_on_invalid_http_message", b"stream_error_on_invalid_http_message", "stream_idle_timeout", b"stream_idle_timeout", "use_remote_address", b"use_remote_address"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access_log", b"access_log", "always_set_request_id_in_response", b"always_set_request_id_in_response", "codec_type", b"codec_type", "common_http_protocol_options", b"common_http_protocol_options", "drain_timeout", b"drain_timeout", "forward_client_cert_details", b"forward_client_cert_details", "generate_request_id", b"generate_request_id", "http2_protocol_options", b"http2_protocol_options", "http_filters", b"http_filters", "local_reply_config", b"local_reply_config", "max_request_headers_kb", b"max_request_headers_kb", "merge_slashes", b"merge_slashes", "normalize_path", b"normalize_path", "path_with_escaped_slashes_action", b"path_with_escaped_slashes_action", "preserve_external_request_id", b"preserve_external_request_id", "rds", b"rds", "request_headers_timeout", b"request_headers_timeout", "request_id_extension", b"request_id_extension", "route_specifier", b"route_specifier", "server_name", b"server_name", "set_current_client_cert_details", b"set_current_client_cert_details", "stat_prefix", b"stat_prefix", "stream_error_on_invalid_http_message", b"stream_error_on_invalid_http_message", "stream_idle_timeout", b"stream_idle_timeout", "use_remote_address", b"use_remote_address"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_route_specifier: _TypeAlias = _typing.Literal["rds"]  # noqa: Y015
     _WhichOneofArgType_route_specifier: _TypeAlias = _typing.Literal["route_specifier", b"route_specifier"]  # noqa: Y015

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from xds import core_pb2 as xds_dot_core__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\rxds/lua.proto\x12$envoy.extensions.filters.http.lua.v3\x1a\x0exds/core.proto\"D\n\x03Lua\x12=\n\x13\x64\x65\x66\x61ult_source_code\x18\x03 \x01(\x0b\x32 .envoy.config.core.v3.DataSourceb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\rxds/lua.proto\x12$envoy.extensions.filters.http.lua.v3\x1a\x0exds/core.proto\"D\n\x03Lua\x12=\n\x13\x64\x65\x66\x61ult_source_code\x18\x03 \x01(\x0b\x32 .envoy.config.core.v3.DataSource\"-\n\x0bLuaPerRoute\x12\x12\n\x08\x64isabled\x18\x01 \x01(\x08H\x00\x42\n\n\x08overrideb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,4 +34,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LUA']._serialized_start=71
   _globals['_LUA']._serialized_end=139
+  _globals['_LUAPERROUTE']._serialized_start=141
+  _globals['_LUAPERROUTE']._serialized_end=186
 # @@protoc_insertion_point(module_scope)

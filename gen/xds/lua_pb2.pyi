@@ -40,3 +40,26 @@ class Lua(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Lua: _TypeAlias = Lua  # noqa: Y015
+
+@_typing.final
+class LuaPerRoute(_message.Message):
+    """For one route."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISABLED_FIELD_NUMBER: _builtins.int
+    disabled: _builtins.bool
+    def __init__(
+        self,
+        *,
+        disabled: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["disabled", b"disabled", "override", b"override"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disabled", b"disabled", "override", b"override"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_override: _TypeAlias = _typing.Literal["disabled"]  # noqa: Y015
+    _WhichOneofArgType_override: _TypeAlias = _typing.Literal["override", b"override"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_override) -> _WhichOneofReturnType_override | None: ...
+
+Global___LuaPerRoute: _TypeAlias = LuaPerRoute  # noqa: Y015

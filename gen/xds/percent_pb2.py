@@ -24,15 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11xds/percent.proto\x12\renvoy.type.v3\"\xac\x01\n\x11\x46ractionalPercent\x12\x11\n\tnumerator\x18\x01 \x01(\r\x12\x45\n\x0b\x64\x65nominator\x18\x02 \x01(\x0e\x32\x30.envoy.type.v3.FractionalPercent.DenominatorType\"=\n\x0f\x44\x65nominatorType\x12\x0b\n\x07HUNDRED\x10\x00\x12\x10\n\x0cTEN_THOUSAND\x10\x01\x12\x0b\n\x07MILLION\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11xds/percent.proto\x12\renvoy.type.v3\"\x18\n\x07Percent\x12\r\n\x05value\x18\x01 \x01(\x01\"\xac\x01\n\x11\x46ractionalPercent\x12\x11\n\tnumerator\x18\x01 \x01(\r\x12\x45\n\x0b\x64\x65nominator\x18\x02 \x01(\x0e\x32\x30.envoy.type.v3.FractionalPercent.DenominatorType\"=\n\x0f\x44\x65nominatorType\x12\x0b\n\x07HUNDRED\x10\x00\x12\x10\n\x0cTEN_THOUSAND\x10\x01\x12\x0b\n\x07MILLION\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.percent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FRACTIONALPERCENT']._serialized_start=37
-  _globals['_FRACTIONALPERCENT']._serialized_end=209
-  _globals['_FRACTIONALPERCENT_DENOMINATORTYPE']._serialized_start=148
-  _globals['_FRACTIONALPERCENT_DENOMINATORTYPE']._serialized_end=209
+  _globals['_PERCENT']._serialized_start=36
+  _globals['_PERCENT']._serialized_end=60
+  _globals['_FRACTIONALPERCENT']._serialized_start=63
+  _globals['_FRACTIONALPERCENT']._serialized_end=235
+  _globals['_FRACTIONALPERCENT_DENOMINATORTYPE']._serialized_start=174
+  _globals['_FRACTIONALPERCENT_DENOMINATORTYPE']._serialized_end=235
 # @@protoc_insertion_point(module_scope)

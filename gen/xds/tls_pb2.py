@@ -27,7 +27,7 @@ from xds import core_pb2 as xds_dot_core__pb2
 from xds import matcher_pb2 as xds_dot_matcher__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\rxds/tls.proto\x12)envoy.extensions.transport_sockets.tls.v3\x1a\x1egoogle/protobuf/wrappers.proto\x1a\x0exds/core.proto\x1a\x11xds/matcher.proto\"\xb8\x02\n\rTlsParameters\x12j\n\x1ctls_minimum_protocol_version\x18\x01 \x01(\x0e\x32\x44.envoy.extensions.transport_sockets.tls.v3.TlsParameters.TlsProtocol\x12j\n\x1ctls_maximum_protocol_version\x18\x02 \x01(\x0e\x32\x44.envoy.extensions.transport_sockets.tls.v3.TlsParameters.TlsProtocol\"O\n\x0bTlsProtocol\x12\x0c\n\x08TLS_AUTO\x10\x00\x12\x0b\n\x07TLSv1_0\x10\x01\x12\x0b\n\x07TLSv1_1\x10\x02\x12\x0b\n\x07TLSv1_2\x10\x03\x12\x0b\n\x07TLSv1_3\x10\x04\"\x84\x01\n\x0eTlsCertificate\x12;\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0b\x32 .envoy.config.core.v3.DataSource\x12\x35\n\x0bprivate_key\x18\x02 \x01(\x0b\x32 .envoy.config.core.v3.DataSource\"\x8c\x02\n\x15SubjectAltNameMatcher\x12Z\n\x08san_type\x18\x01 \x01(\x0e\x32H.envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher.SanType\x12\x35\n\x07matcher\x18\x02 \x01(\x0b\x32$.envoy.type.matcher.v3.StringMatcher\"`\n\x07SanType\x12\x18\n\x14SAN_TYPE_UNSPECIFIED\x10\x00\x12\t\n\x05\x45MAIL\x10\x01\x12\x07\n\x03\x44NS\x10\x02\x12\x07\n\x03URI\x10\x03\x12\x0e\n\nIP_ADDRESS\x10\x04\x12\x0e\n\nOTHER_NAME\x10\x05\"\xbd\x01\n\x1c\x43\x65rtificateValidationContext\x12\x34\n\ntrusted_ca\x18\x01 \x01(\x0b\x32 .envoy.config.core.v3.DataSource\x12g\n\x1dmatch_typed_subject_alt_names\x18\x0f \x03(\x0b\x32@.envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher\"\xcf\x02\n\x10\x43ommonTlsContext\x12L\n\ntls_params\x18\x01 \x01(\x0b\x32\x38.envoy.extensions.transport_sockets.tls.v3.TlsParameters\x12S\n\x10tls_certificates\x18\x02 \x03(\x0b\x32\x39.envoy.extensions.transport_sockets.tls.v3.TlsCertificate\x12\x65\n\x12validation_context\x18\x03 \x01(\x0b\x32G.envoy.extensions.transport_sockets.tls.v3.CertificateValidationContextH\x00\x12\x16\n\x0e\x61lpn_protocols\x18\x04 \x03(\tB\x19\n\x17validation_context_type\"z\n\x12UpstreamTlsContext\x12W\n\x12\x63ommon_tls_context\x18\x01 \x01(\x0b\x32;.envoy.extensions.transport_sockets.tls.v3.CommonTlsContext\x12\x0b\n\x03sni\x18\x02 \x01(\t\"\xaf\x01\n\x14\x44ownstreamTlsContext\x12W\n\x12\x63ommon_tls_context\x18\x01 \x01(\x0b\x32;.envoy.extensions.transport_sockets.tls.v3.CommonTlsContext\x12>\n\x1arequire_client_certificate\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.BoolValueb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\rxds/tls.proto\x12)envoy.extensions.transport_sockets.tls.v3\x1a\x1egoogle/protobuf/wrappers.proto\x1a\x0exds/core.proto\x1a\x11xds/matcher.proto\"\xb8\x02\n\rTlsParameters\x12j\n\x1ctls_minimum_protocol_version\x18\x01 \x01(\x0e\x32\x44.envoy.extensions.transport_sockets.tls.v3.TlsParameters.TlsProtocol\x12j\n\x1ctls_maximum_protocol_version\x18\x02 \x01(\x0e\x32\x44.envoy.extensions.transport_sockets.tls.v3.TlsParameters.TlsProtocol\"O\n\x0bTlsProtocol\x12\x0c\n\x08TLS_AUTO\x10\x00\x12\x0b\n\x07TLSv1_0\x10\x01\x12\x0b\n\x07TLSv1_1\x10\x02\x12\x0b\n\x07TLSv1_2\x10\x03\x12\x0b\n\x07TLSv1_3\x10\x04\"\x84\x01\n\x0eTlsCertificate\x12;\n\x11\x63\x65rtificate_chain\x18\x01 \x01(\x0b\x32 .envoy.config.core.v3.DataSource\x12\x35\n\x0bprivate_key\x18\x02 \x01(\x0b\x32 .envoy.config.core.v3.DataSource\"W\n\x0fSdsSecretConfig\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x36\n\nsds_config\x18\x02 \x01(\x0b\x32\".envoy.config.core.v3.ConfigSource\"t\n\x06Secret\x12\x0c\n\x04name\x18\x01 \x01(\t\x12T\n\x0ftls_certificate\x18\x02 \x01(\x0b\x32\x39.envoy.extensions.transport_sockets.tls.v3.TlsCertificateH\x00\x42\x06\n\x04type\"\x8c\x02\n\x15SubjectAltNameMatcher\x12Z\n\x08san_type\x18\x01 \x01(\x0e\x32H.envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher.SanType\x12\x35\n\x07matcher\x18\x02 \x01(\x0b\x32$.envoy.type.matcher.v3.StringMatcher\"`\n\x07SanType\x12\x18\n\x14SAN_TYPE_UNSPECIFIED\x10\x00\x12\t\n\x05\x45MAIL\x10\x01\x12\x07\n\x03\x44NS\x10\x02\x12\x07\n\x03URI\x10\x03\x12\x0e\n\nIP_ADDRESS\x10\x04\x12\x0e\n\nOTHER_NAME\x10\x05\"\xbd\x01\n\x1c\x43\x65rtificateValidationContext\x12\x34\n\ntrusted_ca\x18\x01 \x01(\x0b\x32 .envoy.config.core.v3.DataSource\x12g\n\x1dmatch_typed_subject_alt_names\x18\x0f \x03(\x0b\x32@.envoy.extensions.transport_sockets.tls.v3.SubjectAltNameMatcher\"\xb7\x03\n\x10\x43ommonTlsContext\x12L\n\ntls_params\x18\x01 \x01(\x0b\x32\x38.envoy.extensions.transport_sockets.tls.v3.TlsParameters\x12S\n\x10tls_certificates\x18\x02 \x03(\x0b\x32\x39.envoy.extensions.transport_sockets.tls.v3.TlsCertificate\x12\x65\n\x12validation_context\x18\x03 \x01(\x0b\x32G.envoy.extensions.transport_sockets.tls.v3.CertificateValidationContextH\x00\x12\x16\n\x0e\x61lpn_protocols\x18\x04 \x03(\t\x12\x66\n\"tls_certificate_sds_secret_configs\x18\x06 \x03(\x0b\x32:.envoy.extensions.transport_sockets.tls.v3.SdsSecretConfigB\x19\n\x17validation_context_type\"z\n\x12UpstreamTlsContext\x12W\n\x12\x63ommon_tls_context\x18\x01 \x01(\x0b\x32;.envoy.extensions.transport_sockets.tls.v3.CommonTlsContext\x12\x0b\n\x03sni\x18\x02 \x01(\t\"\xaf\x01\n\x14\x44ownstreamTlsContext\x12W\n\x12\x63ommon_tls_context\x18\x01 \x01(\x0b\x32;.envoy.extensions.transport_sockets.tls.v3.CommonTlsContext\x12>\n\x1arequire_client_certificate\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.BoolValueb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,16 +40,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TLSPARAMETERS_TLSPROTOCOL']._serialized_end=440
   _globals['_TLSCERTIFICATE']._serialized_start=443
   _globals['_TLSCERTIFICATE']._serialized_end=575
-  _globals['_SUBJECTALTNAMEMATCHER']._serialized_start=578
-  _globals['_SUBJECTALTNAMEMATCHER']._serialized_end=846
-  _globals['_SUBJECTALTNAMEMATCHER_SANTYPE']._serialized_start=750
-  _globals['_SUBJECTALTNAMEMATCHER_SANTYPE']._serialized_end=846
-  _globals['_CERTIFICATEVALIDATIONCONTEXT']._serialized_start=849
-  _globals['_CERTIFICATEVALIDATIONCONTEXT']._serialized_end=1038
-  _globals['_COMMONTLSCONTEXT']._serialized_start=1041
-  _globals['_COMMONTLSCONTEXT']._serialized_end=1376
-  _globals['_UPSTREAMTLSCONTEXT']._serialized_start=1378
-  _globals['_UPSTREAMTLSCONTEXT']._serialized_end=1500
-  _globals['_DOWNSTREAMTLSCONTEXT']._serialized_start=1503
-  _globals['_DOWNSTREAMTLSCONTEXT']._serialized_end=1678
+  _globals['_SDSSECRETCONFIG']._serialized_start=577
+  _globals['_SDSSECRETCONFIG']._serialized_end=664
+  _globals['_SECRET']._serialized_start=666
+  _globals['_SECRET']._serialized_end=782
+  _globals['_SUBJECTALTNAMEMATCHER']._serialized_start=785
+  _globals['_SUBJECTALTNAMEMATCHER']._serialized_end=1053
+  _globals['_SUBJECTALTNAMEMATCHER_SANTYPE']._serialized_start=957
+  _globals['_SUBJECTALTNAMEMATCHER_SANTYPE']._serialized_end=1053
+  _globals['_CERTIFICATEVALIDATIONCONTEXT']._serialized_start=1056
+  _globals['_CERTIFICATEVALIDATIONCONTEXT']._serialized_end=1245
+  _globals['_COMMONTLSCONTEXT']._serialized_start=1248
+  _globals['_COMMONTLSCONTEXT']._serialized_end=1687
+  _globals['_UPSTREAMTLSCONTEXT']._serialized_start=1689
+  _globals['_UPSTREAMTLSCONTEXT']._serialized_end=1811
+  _globals['_DOWNSTREAMTLSCONTEXT']._serialized_start=1814
+  _globals['_DOWNSTREAMTLSCONTEXT']._serialized_end=1989
 # @@protoc_insertion_point(module_scope)

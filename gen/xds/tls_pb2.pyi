@@ -94,6 +94,58 @@ class TlsCertificate(_message.Message):
 Global___TlsCertificate: _TypeAlias = TlsCertificate  # noqa: Y015
 
 @_typing.final
+class SdsSecretConfig(_message.Message):
+    """A secret by name, and where it comes from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SDS_CONFIG_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def sds_config(self) -> _core_pb2.ConfigSource: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        sds_config: _core_pb2.ConfigSource | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sds_config", b"sds_config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "sds_config", b"sds_config"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SdsSecretConfig: _TypeAlias = SdsSecretConfig  # noqa: Y015
+
+@_typing.final
+class Secret(_message.Message):
+    """SDS: one secret. Of files it names, Envoy reads the new ones when they are moved into place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TLS_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def tls_certificate(self) -> Global___TlsCertificate: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        tls_certificate: Global___TlsCertificate | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tls_certificate", b"tls_certificate", "type", b"type"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "tls_certificate", b"tls_certificate", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_type: _TypeAlias = _typing.Literal["tls_certificate"]  # noqa: Y015
+    _WhichOneofArgType_type: _TypeAlias = _typing.Literal["type", b"type"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_type) -> _WhichOneofReturnType_type | None: ...
+
+Global___Secret: _TypeAlias = Secret  # noqa: Y015
+
+@_typing.final
 class SubjectAltNameMatcher(_message.Message):
     """A name that the other side's certificate has to carry."""
 
@@ -175,6 +227,7 @@ class CommonTlsContext(_message.Message):
     TLS_CERTIFICATES_FIELD_NUMBER: _builtins.int
     VALIDATION_CONTEXT_FIELD_NUMBER: _builtins.int
     ALPN_PROTOCOLS_FIELD_NUMBER: _builtins.int
+    TLS_CERTIFICATE_SDS_SECRET_CONFIGS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def tls_params(self) -> Global___TlsParameters: ...
     @_builtins.property
@@ -183,6 +236,8 @@ class CommonTlsContext(_message.Message):
     def validation_context(self) -> Global___CertificateValidationContext: ...
     @_builtins.property
     def alpn_protocols(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def tls_certificate_sds_secret_configs(self) -> _containers.RepeatedCompositeFieldContainer[Global___SdsSecretConfig]: ...
     def __init__(
         self,
         *,
@@ -190,10 +245,11 @@ class CommonTlsContext(_message.Message):
         tls_certificates: _abc.Iterable[Global___TlsCertificate] | None = ...,
         validation_context: Global___CertificateValidationContext | None = ...,
         alpn_protocols: _abc.Iterable[_builtins.str] | None = ...,
+        tls_certificate_sds_secret_configs: _abc.Iterable[Global___SdsSecretConfig] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tls_params", b"tls_params", "validation_context", b"validation_context", "validation_context_type", b"validation_context_type"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpn_protocols", b"alpn_protocols", "tls_certificates", b"tls_certificates", "tls_params", b"tls_params", "validation_context", b"validation_context", "validation_context_type", b"validation_context_type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpn_protocols", b"alpn_protocols", "tls_certificate_sds_secret_configs", b"tls_certificate_sds_secret_configs", "tls_certificates", b"tls_certificates", "tls_params", b"tls_params", "validation_context", b"validation_context", "validation_context_type", b"validation_context_type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_validation_context_type: _TypeAlias = _typing.Literal["validation_context"]  # noqa: Y015
     _WhichOneofArgType_validation_context_type: _TypeAlias = _typing.Literal["validation_context_type", b"validation_context_type"]  # noqa: Y015

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from xds import core_pb2 as xds_dot_core__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17xds/upstream_http.proto\x12\"envoy.extensions.upstreams.http.v3\x1a\x0exds/core.proto\"\xe6\x02\n\x13HttpProtocolOptions\x12O\n\x1c\x63ommon_http_protocol_options\x18\x01 \x01(\x0b\x32).envoy.config.core.v3.HttpProtocolOptions\x12j\n\x14\x65xplicit_http_config\x18\x03 \x01(\x0b\x32J.envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfigH\x00\x1au\n\x12\x45xplicitHttpConfig\x12L\n\x16http2_protocol_options\x18\x02 \x01(\x0b\x32*.envoy.config.core.v3.Http2ProtocolOptionsH\x00\x42\x11\n\x0fprotocol_configB\x1b\n\x19upstream_protocol_optionsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17xds/upstream_http.proto\x12\"envoy.extensions.upstreams.http.v3\x1a\x0exds/core.proto\"\xb4\x03\n\x13HttpProtocolOptions\x12O\n\x1c\x63ommon_http_protocol_options\x18\x01 \x01(\x0b\x32).envoy.config.core.v3.HttpProtocolOptions\x12j\n\x14\x65xplicit_http_config\x18\x03 \x01(\x0b\x32J.envoy.extensions.upstreams.http.v3.HttpProtocolOptions.ExplicitHttpConfigH\x00\x1a\xc2\x01\n\x12\x45xplicitHttpConfig\x12K\n\x15http_protocol_options\x18\x01 \x01(\x0b\x32*.envoy.config.core.v3.Http1ProtocolOptionsH\x00\x12L\n\x16http2_protocol_options\x18\x02 \x01(\x0b\x32*.envoy.config.core.v3.Http2ProtocolOptionsH\x00\x42\x11\n\x0fprotocol_configB\x1b\n\x19upstream_protocol_optionsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,7 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'xds.upstream_http_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HTTPPROTOCOLOPTIONS']._serialized_start=80
-  _globals['_HTTPPROTOCOLOPTIONS']._serialized_end=438
-  _globals['_HTTPPROTOCOLOPTIONS_EXPLICITHTTPCONFIG']._serialized_start=292
-  _globals['_HTTPPROTOCOLOPTIONS_EXPLICITHTTPCONFIG']._serialized_end=409
+  _globals['_HTTPPROTOCOLOPTIONS']._serialized_end=516
+  _globals['_HTTPPROTOCOLOPTIONS_EXPLICITHTTPCONFIG']._serialized_start=293
+  _globals['_HTTPPROTOCOLOPTIONS_EXPLICITHTTPCONFIG']._serialized_end=487
 # @@protoc_insertion_point(module_scope)

@@ -31,19 +31,23 @@ class HttpProtocolOptions(_message.Message):
 
         DESCRIPTOR: _descriptor.Descriptor
 
+        HTTP_PROTOCOL_OPTIONS_FIELD_NUMBER: _builtins.int
         HTTP2_PROTOCOL_OPTIONS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def http_protocol_options(self) -> _core_pb2.Http1ProtocolOptions: ...
         @_builtins.property
         def http2_protocol_options(self) -> _core_pb2.Http2ProtocolOptions: ...
         def __init__(
             self,
             *,
+            http_protocol_options: _core_pb2.Http1ProtocolOptions | None = ...,
             http2_protocol_options: _core_pb2.Http2ProtocolOptions | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["http2_protocol_options", b"http2_protocol_options", "protocol_config", b"protocol_config"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["http2_protocol_options", b"http2_protocol_options", "http_protocol_options", b"http_protocol_options", "protocol_config", b"protocol_config"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["http2_protocol_options", b"http2_protocol_options", "protocol_config", b"protocol_config"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["http2_protocol_options", b"http2_protocol_options", "http_protocol_options", b"http_protocol_options", "protocol_config", b"protocol_config"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        _WhichOneofReturnType_protocol_config: _TypeAlias = _typing.Literal["http2_protocol_options"]  # noqa: Y015
+        _WhichOneofReturnType_protocol_config: _TypeAlias = _typing.Literal["http_protocol_options", "http2_protocol_options"]  # noqa: Y015
         _WhichOneofArgType_protocol_config: _TypeAlias = _typing.Literal["protocol_config", b"protocol_config"]  # noqa: Y015
         def WhichOneof(self, oneof_group: _WhichOneofArgType_protocol_config) -> _WhichOneofReturnType_protocol_config | None: ...
 

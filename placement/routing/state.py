@@ -178,7 +178,7 @@ class RoutingState:
             self.inhibit(worker_id, now_s)
 
     def load_of(self, view: FleetView, worker_id: WorkerId) -> Load:
-        """For people and metrics; nothing decides by it."""
+        """For people and metrics, and for whoever asks whether to ask elsewhere; `choose` does not decide by it."""
         seat = view.seats.get(worker_id)
         if seat is None or self.tenures is not view.tenures:
             return Load()

@@ -24,6 +24,8 @@ from registry.accounts.sql import AccountSql
 from registry.accounts.types import AccountsFull, ApiKey, KeyEnded, KeyUnknown, KeyWish, TenantUnknown
 from registry.audit.trail import AuditTrail
 from registry.audit.types import note_of
+from registry.limits.on_keys import LimitsOnKeys
+from registry.limits.types import Limit
 from registry.notices.outbox import NoticeKind, tell
 from runtime.clock import Clock
 from runtime.database import Database
@@ -34,8 +36,17 @@ _HASH_BYTES = 32
 
 
 class Keys:
-    def __init__(self, database: Database, sql: AccountSql, trail: AuditTrail, last_use: LastUse, clock: Clock) -> None:
-        self._database, self._sql, self._trail, self._last_use, self._clock = database, sql, trail, last_use, clock
+    def __init__(
+        self,
+        database: Database,
+        sql: AccountSql,
+        limits: LimitsOnKeys,
+        trail: AuditTrail,
+        last_use: LastUse,
+        clock: Clock,
+    ) -> None:
+        self._database, self._sql, self._limits, self._trail = database, sql, limits, trail
+        self._last_use, self._clock = last_use, clock
 
     async def create(self, principal: Principal, wish: KeyWish) -> tuple[ApiKey, MintedKey]:
         """The key, and what was minted for it: the only time that its secret is seen. Raises MoreThanOwn, TenantUnknown."""
@@ -62,7 +73,10 @@ class Keys:
             return await self._sql.keys(connection, wanted or principal.tenant)
 
     async def rotate(self, principal: Principal, key_id: KeyId, overlap_s: int) -> tuple[ApiKey, MintedKey, ApiKey]:
-        """The new key, what was minted for it, and the old key as it is now. Raises KeyUnknown, KeyEnded, MoreThanOwn."""
+        """The new key, what was minted for it, and the old key as it is now.
+
+        Raises KeyUnknown, KeyEnded, MoreThanOwn, LimitsFull.
+        """
         if faults := overlap_faults(overlap_s):
             raise InvalidArgument("; ".join(faults))
         minted, now_ms = mint_key(), self._now_ms()
@@ -74,6 +88,7 @@ class Keys:
             new, old = rotated(key, minted.key_id, overlap_s, now_ms)
             await self._add(connection, new, minted)
             await self._end(connection, old)
+            await self._limits.hand_on(connection, key.tenant, key_id, new.key_id, now_ms)
             detail = f"to {new.key_id}, the old one ends {overlap_s} s later"
             await self._trail.write(connection, note_of(principal, "key.rotate", key_id, tenant=key.tenant, detail=detail))
         return new, minted, old
@@ -88,17 +103,21 @@ class Keys:
                 await self._trail.write(connection, note_of(principal, "key.revoke", key_id, tenant=key.tenant))
         return key
 
-    async def resolve(self, principal: Principal, secret_sha256: bytes) -> ApiKey:
-        """The live key with this hash. Raises KeyUnknown, without saying which of unknown, revoked and expired it is."""
+    async def resolve(self, principal: Principal, secret_sha256: bytes) -> tuple[ApiKey, tuple[Limit, ...]]:
+        """The live key with this hash, and all limits that its requests may fall under.
+
+        Raises KeyUnknown, without saying which of unknown, revoked and expired it is.
+        """
         principal.require(Scope.KEYS_RESOLVE)
         if len(secret_sha256) != _HASH_BYTES:
             raise InvalidArgument(f"secret_sha256 has {len(secret_sha256)} bytes; {_HASH_BYTES} are expected")
         async with self._database.reading() as connection:
             key = await self._sql.key_by_secret(connection, secret_sha256)
-        if key is None or not is_live(key.revoked_at_ms, key.expires_at_ms, self._now_ms()):
-            raise KeyUnknown("no live key has this hash")
+            if key is None or not is_live(key.revoked_at_ms, key.expires_at_ms, self._now_ms()):
+                raise KeyUnknown("no live key has this hash")
+            limits = await self._limits.over(connection, key.tenant, key.key_id)
         self._last_use.used(key.key_id)
-        return key
+        return key, limits
 
     async def _mine(self, connection: AsyncConnection, principal: Principal, key_id: KeyId) -> ApiKey:
         """A key that the caller may change, as it is until this transaction ends. Another tenant's is not there for it."""

@@ -18,6 +18,8 @@ from registry.accounts.tenants import Tenants
 from registry.accounts.users import Users
 from registry.audit.bounded import BoundedTrail
 from registry.audit.trail import AuditTrail
+from registry.limits.codec import limit_message
+from registry.limits.on_keys import LimitsOnKeys
 from runtime.clock import Clock
 from runtime.database import Database
 from runtime.ids import KeyId, TenantId, UserId
@@ -32,6 +34,7 @@ class AccountServicer(accounts_pb2_grpc.AccountServiceServicer):
         door: Door,
         database: Database,
         sql: AccountSql,
+        limits: LimitsOnKeys,
         trail: AuditTrail,
         bounded: BoundedTrail,
         last_use: LastUse,
@@ -43,7 +46,7 @@ class AccountServicer(accounts_pb2_grpc.AccountServiceServicer):
         self._tenants = Tenants(database, sql, trail, clock)
         self._users = Users(database, sql, trail, passwords, clock)
         self._sessions = Sessions(database, sql, trail, bounded, passwords, clock)
-        self._keys = Keys(database, sql, trail, last_use, clock)
+        self._keys = Keys(database, sql, limits, trail, last_use, clock)
 
     def register(self, server: grpc.aio.Server) -> None:
         accounts_pb2_grpc.add_AccountServiceServicer_to_server(self, server)
@@ -113,5 +116,5 @@ class AccountServicer(accounts_pb2_grpc.AccountServiceServicer):
 
     async def ResolveKey(self, request: accounts_pb2.ResolveKeyRequest, context: Context) -> accounts_pb2.ResolveKeyResponse:
         principal = await self._door.enter(context)
-        key = await self._keys.resolve(principal, request.secret_sha256)
-        return accounts_pb2.ResolveKeyResponse(key=codec.key_message(key))
+        key, limits = await self._keys.resolve(principal, request.secret_sha256)
+        return accounts_pb2.ResolveKeyResponse(key=codec.key_message(key), limits=[limit_message(limit) for limit in limits])

@@ -17,7 +17,10 @@ _WORDS = re.compile(r"[A-Z][a-z0-9]*")
 _READS = frozenset({"Get", "List", "Resolve", "Stat", "Watch", "Who"})
 _NAMED_OTHERWISE = {"RollBackAlias": "alias.roll_back", "LogIn": "login", "LogOut": "logout"}
 """Methods whose verb is two words."""
-_NAMES_OF_SUBJECTS = ("key_id", "user_id", "node_id", "token_id", "signer_id", "upload_id", "model", "sha256", "name", "tenant")
+_NAMES_OF_SUBJECTS = (
+    *("key_id", "user_id", "node_id", "token_id", "signer_id", "upload_id", "limit_id"),
+    *("model", "sha256", "name", "tenant"),
+)
 
 
 def shown(text: str, characters: int) -> str:

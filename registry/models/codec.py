@@ -24,6 +24,7 @@ from registry.models.types import (
 from runtime.errors import InvalidArgument
 from runtime.ids import Digest, ModelName, ModelVersion, TenantId
 from runtime.manifests import VerifiedEndorsement, VerifiedManifest, tenant_of
+from runtime.model_description import trait_faults
 
 _KINDS = {
     MoveKind.MOVED: models_pb2.ALIAS_MOVE_KIND_MOVED,
@@ -65,6 +66,7 @@ def facts_of(manifest: models_pb2.Manifest) -> ManifestFacts:
         outputs=tuple(_tensor_of(tensor) for tensor in manifest.outputs),
         max_batch_size=manifest.max_batch_size,
         preferred_batch_sizes=tuple(manifest.batching.preferred_batch_sizes),
+        trait_faults=tuple(trait_faults(manifest)),
     )
 
 

@@ -145,7 +145,7 @@ def manifest_faults(facts: ManifestFacts) -> list[str]:
     faults += _tensor_faults("input", facts.inputs) + _tensor_faults("output", facts.outputs)
     if too_large := [size for size in facts.preferred_batch_sizes if not 0 < size <= facts.max_batch_size]:
         faults.append(f"preferred batch sizes {too_large}: 1 to max_batch_size ({facts.max_batch_size}) are allowed")
-    return faults
+    return faults + list(facts.trait_faults)
 
 
 def endorsement_faults(signer: Signer, models: list[str], public_key: bytes, now_ms: int) -> list[str]:

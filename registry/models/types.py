@@ -99,6 +99,8 @@ class ManifestFacts:
     outputs: tuple[TensorFacts, ...] = ()
     max_batch_size: int = 0
     preferred_batch_sizes: tuple[int, ...] = ()
+    trait_faults: tuple[str, ...] = ()
+    """What cannot be so of what it says of itself, as `runtime.model_description` has it."""
 
     @property
     def size_bytes(self) -> int:

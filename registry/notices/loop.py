@@ -33,7 +33,7 @@ from runtime.errors import Code, PenstockError
 from runtime.identity import NodeIdentity
 from runtime.ids import REGISTRY_PREFIX, KeyId, NodeId
 from runtime.keyvalue import EtcdRequestRefused, KeyValue, KeyValueStore, Remove, Watch, Write, unchanged
-from runtime.notices import KeyNotice, key_payload
+from runtime.notice_records import KeyNotice, key_payload
 from runtime.records import sign_record
 
 _BACKOFF = Backoff(first_s=0.1, max_s=1.0)
@@ -209,6 +209,8 @@ class Teller:
     async def _truth(self, subject: Subject) -> Truth | None:
         if subject.kind is NoticeKind.MODEL:
             return await self._source.model(subject.name)
+        if subject.kind is NoticeKind.LIMITS:
+            return await self._source.limits()
         return await self._source.node(subject.name)
 
     async def _carry_out(self, subject: Subject, told: Told, truth: Truth | None, *, whole: bool) -> bool:
@@ -237,6 +239,8 @@ class Teller:
             _log.error("revoked_registry_is_silent", node_id=self._identity.node_id)
             return
         await self._compare(NoticeKind.NODE, nodes, found)
+        if (limits := await self._source.limits()) is not None:
+            await self._compare(NoticeKind.LIMITS, {"": limits}, found)
         after, compared = "", 0
         while not self._leaving.is_set() and (page := await self._source.models(after, self._timing.models)):
             await self._compare(NoticeKind.MODEL, page, found)

@@ -17,6 +17,8 @@ class NoticeKind(enum.Enum):
     """The subject is a key's id."""
     NODE = "node"
     """The subject is a node's id: it was revoked."""
+    LIMITS = "limit"
+    """No subject: there is one notice for all limits."""
 
 
 async def tell(connection: AsyncConnection, kind: NoticeKind, subject: str) -> None:

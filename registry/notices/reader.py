@@ -9,12 +9,13 @@ from registry.notices.types import Subject, Told
 from runtime.clock import Clock
 from runtime.errors import Code, PenstockError
 from runtime.identity import NodeIdentity
-from runtime.ids import REGISTRY_PREFIX, NodeId
+from runtime.ids import LIMITS_NOTICE_KEY, REGISTRY_PREFIX, NodeId
 from runtime.keyvalue import KeyValue
-from runtime.notices import key_notice_of, model_notice_of, node_notice_of
+from runtime.notice_records import key_notice_of, limits_notice_of, model_notice_of, node_notice_of
 from runtime.records import RecordVerifier, sign_record
 
-_KINDS = {f"{kind.value}s": kind for kind in NoticeKind}
+_KINDS = {f"{kind.value}s": kind for kind in (NoticeKind.MODEL, NoticeKind.KEY, NoticeKind.NODE)}
+"""Of those that there are many of."""
 _MARGIN_S = 86_400.0
 """Notices are signed anew so long before the certificate beside their signature expires."""
 
@@ -66,6 +67,8 @@ class ToldReader:
                 generation = model_notice_of(item.key, record).generation
             elif subject.kind is NoticeKind.NODE:
                 node_notice_of(item.key, record)
+            elif subject.kind is NoticeKind.LIMITS:
+                generation = limits_notice_of(item.key, record).generation
             else:
                 generation = key_notice_of(item.key, record).changed_at_ms
         except PenstockError:
@@ -77,5 +80,7 @@ class ToldReader:
 
 def subject_at(key: str) -> Subject | None:
     """Whom the notice at this key is about; None for a key that is no notice's."""
+    if key == LIMITS_NOTICE_KEY:
+        return Subject(NoticeKind.LIMITS, "")
     kind, _, name = key.removeprefix(REGISTRY_PREFIX).partition("/")
     return Subject(_KINDS[kind], name) if key.startswith(REGISTRY_PREFIX) and kind in _KINDS and name else None

@@ -15,12 +15,21 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from registry.notices.outbox import NoticeKind
 from registry.notices.types import Subject, Truth, Waiting
-from registry.schema import aliases, models, nodes, outbox, signers, versions
+from registry.schema import aliases, limit_changes, models, nodes, outbox, signers, versions
 from registry.seals import RowAltered, Seals, select_checked
 from registry.threads import in_thread
 from runtime.database import Database
 from runtime.ids import Digest, ModelName, ModelVersion, NodeId, TenantId
-from runtime.notices import AliasTarget, ModelNotice, NodeNotice, PendingTarget, model_payload, node_payload
+from runtime.notice_records import (
+    AliasTarget,
+    LimitsNotice,
+    ModelNotice,
+    NodeNotice,
+    PendingTarget,
+    limits_payload,
+    model_payload,
+    node_payload,
+)
 
 Rows = Sequence[Row[Any]]
 _KINDS = {kind.value: kind for kind in NoticeKind}
@@ -65,6 +74,12 @@ class NoticeSource:
         async with self._database.reading() as connection:
             rows = (await connection.execute(select(nodes))).all()
         return await in_thread(self._node_truths, rows)
+
+    async def limits(self) -> Truth | None:
+        """None: there never was one. What they are is asked for with each key, and checked there."""
+        async with self._database.reading() as connection:
+            generation = (await connection.execute(select(limit_changes.c.generation))).scalar()
+        return None if generation is None else Truth(limits_payload(LimitsNotice(generation)), generation)
 
     async def _truths(self, where: Any, limit: int) -> Mapping[str, Truth | RowAltered]:
         async with self._database.reading() as connection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from registry.notices.outbox import NoticeKind
-from runtime.ids import KeyId, ModelName, NodeId, key_notice_key, model_notice_key, node_notice_key
+from runtime.ids import LIMITS_NOTICE_KEY, KeyId, ModelName, NodeId, key_notice_key, model_notice_key, node_notice_key
 from runtime.keyvalue import KeyValue
 
 
@@ -15,6 +15,7 @@ class Subject:
 
     kind: NoticeKind
     name: str
+    """Empty for what there is one of."""
 
     @property
     def key(self) -> str:
@@ -23,6 +24,8 @@ class Subject:
             return model_notice_key(ModelName(self.name))
         if self.kind is NoticeKind.KEY:
             return key_notice_key(KeyId(self.name))
+        if self.kind is NoticeKind.LIMITS:
+            return LIMITS_NOTICE_KEY
         return node_notice_key(NodeId(self.name))
 
 
@@ -41,7 +44,7 @@ class Truth:
 
     payload: bytes
     generation: int = 0
-    """Of a model; 0 for what has none."""
+    """Of a model, or of all limits; 0 for what has none."""
     until_ms: int = 0
     """From when on nobody needs it any more; 0 = always."""
 

@@ -25,7 +25,7 @@ from runtime.errors import NotLeader
 from runtime.ids import NodeId, Region
 from runtime.keyvalue import Compare, KeyValueStore, absent, created_at
 from scheduler.leading.codec import leader_bytes, leader_of
-from scheduler.leading.types import MESH, Group, Leader, regions_named
+from scheduler.leading.types import LIMITS, MESH, Group, Leader, regions_named
 
 _log = structlog.get_logger("penstock.leading")
 
@@ -77,7 +77,7 @@ class Leadership:
         term = self._election.term()
         if term is None:
             return None
-        groups = self._election.candidates.leaders().keys()
+        groups = self._election.candidates.leaders().keys() - {LIMITS}
         mover = MESH if MESH in groups else min(groups, default=MESH)
         return term.fence() if mover == self._group.name else None
 

@@ -11,6 +11,9 @@ from runtime.ids import NodeId, Region
 MESH = "mesh"
 """The name of the group that leads every region that no other group names."""
 
+LIMITS = "mesh:limits"
+"""The name of those that stand to lead the limits of the mesh (`scheduler.limits`): no region's, and they lead none."""
+
 _MAX_REGIONS = 32
 _REGION = re.compile(r"[a-z0-9-]{1,32}")
 

@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from penstock.scheduler.v1 import scheduler_pb2 as pb
 
 from placement.routing.explain import Considered
-from placement.rules import WEIGHT_NAMES, RoutingPolicy, Rule, WorkerSelector, checked
+from placement.rules import NOBODY_INSTEAD, WEIGHT_NAMES, Cause, RoutingPolicy, Rule, WorkerSelector, checked
 from placement.types import Decision, Granted, Strategy
 from runtime.errors import InvalidArgument
 from runtime.ids import ModelName, ModelVersion, Region, TenantId, WorkerId
@@ -109,6 +109,11 @@ def _rule(message: pb.RoutingRule) -> Rule:
         priority_class=message.priority_class if message.HasField("priority_class") else None,
         share=message.share,
         flags=dict(message.flags),
+        fallbacks=() if list(message.fallbacks) == [NOBODY_INSTEAD] else tuple(message.fallbacks) or None,
+        fallback_on=frozenset(_cause(each) for each in message.fallback_on),
+        hedge_quantile=message.hedge_quantile if message.HasField("hedge_quantile") else None,
+        sticky_versions=message.sticky_versions if message.HasField("sticky_versions") else None,
+        auto_models=tuple(message.auto_models),
     )
 
 
@@ -129,6 +134,11 @@ def _rule_message(rule: Rule) -> pb.RoutingRule:
         priority_class=rule.priority_class,
         share=rule.share,
         flags=rule.flags,
+        fallbacks=[NOBODY_INSTEAD] if rule.fallbacks == () else rule.fallbacks,
+        fallback_on=sorted(each.value for each in rule.fallback_on),
+        hedge_quantile=rule.hedge_quantile,
+        sticky_versions=rule.sticky_versions,
+        auto_models=rule.auto_models,
     )
 
 
@@ -141,6 +151,15 @@ def _strategy(name: str) -> Strategy | None:
     except ValueError as error:
         known = ", ".join(each.value for each in Strategy)
         raise InvalidArgument(f"{name[:100]!r} is no strategy; these are: {known}") from error
+
+
+def _cause(name: str) -> Cause:
+    """Raises InvalidArgument."""
+    try:
+        return Cause(name)
+    except ValueError as error:
+        known = ", ".join(each.value for each in Cause)
+        raise InvalidArgument(f"{name[:100]!r} is nothing to fall back on; these are: {known}") from error
 
 
 def _selectors(messages: Iterable[pb.WorkerSelector]) -> tuple[WorkerSelector, ...]:

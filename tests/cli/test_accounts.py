@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,46 +14,8 @@ from cli.keys import NewKey, create_key, key_state, revoke_key, rotate_key, show
 from cli.profile import Profile
 from registry.access.tokens import token_sha256
 from runtime.errors import NotFound
-from runtime.identity import NodeIdentity, Role
-from tests.registry.accounts.rig import PASSWORD, Office, office_on
-from tests.registry.harness import enrol_all, ground_on
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def identities(tmp_path_factory: pytest.TempPathFactory) -> dict[Role, NodeIdentity]:
-    return enrol_all(tmp_path_factory.mktemp("identities"))
-
-
-@pytest.fixture
-async def office(tmp_path: Path, identities: dict[Role, NodeIdentity]) -> AsyncIterator[Office]:
-    async with ground_on(str(tmp_path / "registry.db")) as ground, office_on(ground, identities) as opened:
-        yield opened
-
-
-@pytest.fixture
-def profile(office: Office, tmp_path: Path) -> Profile:
-    operator = str(office.identities[Role.OPERATOR].folder)
-    made = Profile("", "", "", f"127.0.0.1:{office.ports[0]}", "", operator, "local")
-    made.write(tmp_path)
-    return made
-
-
-async def command(module: str, name: str, *arguments: str, stdin: str = "") -> tuple[int, str, str]:
-    program = f"import sys, typer; sys.path[:0] = {[str(ROOT), str(ROOT / 'gen')]!r}\nfrom cli.{module} import {name} as app\n"
-    program += "app() if isinstance(app, typer.Typer) else typer.run(app)"
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        program,
-        *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate(stdin.encode())
-    return process.returncode or 0, out.decode(), err.decode()
+from tests.cli.commands import command
+from tests.registry.accounts.rig import PASSWORD, Office
 
 
 async def test_a_keys_life(office: Office, profile: Profile, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,11 @@ deny = [{ labels = ["spot"], tiers = ["D"] }]
 cross_region = false
 priority_class = 2
 flags = { "a flag" = true }
+fallbacks = ["other", "digits@2"]
+fallback_on = ["overload"]
+hedge_quantile = 0.95
+sticky_versions = true
+auto_models = ["small-*", "large"]
 """
 
 
@@ -154,6 +159,11 @@ selectors = st.builds(
                 priority_class=st.none() | st.integers(0, 2),
                 share=st.integers(0, 9),
                 flags=st.dictionaries(words, st.booleans(), max_size=2),
+                fallbacks=st.lists(words, max_size=2),
+                fallback_on=st.lists(words, max_size=2),
+                hedge_quantile=st.none() | st.floats(0, 1),
+                sticky_versions=st.none() | st.booleans(),
+                auto_models=st.lists(words, max_size=2),
             ),
             max_size=3,
         ),

@@ -34,6 +34,7 @@ SCALARS: dict[int, tuple[object, ...]] = {
     FieldDescriptor.TYPE_DOUBLE: (0.0, 1.0, -1.5, 0.1, 5e-324, 1.7976931348623157e308, math.inf, -math.inf),
     FieldDescriptor.TYPE_FLOAT: (0.0, 1.0, -1.5, 2.0**-149, 2.0**127, math.inf, -math.inf),
     FieldDescriptor.TYPE_INT64: (0, 1, -1, 127, 128, -(2**63), 2**63 - 1),
+    FieldDescriptor.TYPE_SINT64: (0, 1, -1, 63, 64, -64, -65, -(2**63), 2**63 - 1),
     FieldDescriptor.TYPE_UINT64: (0, 1, 127, 128, 2**63, 2**64 - 1),
     FieldDescriptor.TYPE_INT32: (0, 1, -1, 127, 128, -(2**31), 2**31 - 1),
     FieldDescriptor.TYPE_UINT32: (0, 1, 127, 128, 2**31, 2**32 - 1),

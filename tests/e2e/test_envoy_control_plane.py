@@ -12,7 +12,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from gateway.xds.resources import withdrawn_snapshot
 from gateway.xds.snapshot import ResourceType
 from gateway.xds.types import Endpoint
 from runtime.identity import Authority, Role
@@ -149,20 +148,6 @@ async def test_a_refusal_is_recorded_and_the_edge_goes_on(edge: EdgeUnderTest, c
     await edge.settled()
     assert edge.discovery.edges()[0].rejected == {}
     assert routes in edge.discovery.edges()[0].acknowledged
-
-
-async def test_a_withdrawn_edge_refuses_newcomers_and_finishes_streams(edge: EdgeUnderTest, client: httpx.AsyncClient) -> None:
-    stand_in, gateway_at, _ = await edge.gateway("first")
-    edge.publish(gateway_at)
-    envoy = await edge.envoy(gateway_at)
-    await envoy.until_listening(edge.edge.listen)
-    await edge.settled()
-    stand_in.turn.release()
-    async with client.stream("POST", CHAT, json={"do": "stream", "chunks": 2}) as begun_before:
-        edge.holder.publish(withdrawn_snapshot(edge.edge, [gateway_at]))
-        await envoy.until_refusing(edge.edge.listen)
-        stand_in.turn.release()
-        assert [line async for line in begun_before.aiter_lines() if line] == ["data: 0", "data: 1"]
 
 
 async def test_a_taken_port_is_refused_by_name(edge: EdgeUnderTest) -> None:

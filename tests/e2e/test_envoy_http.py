@@ -186,5 +186,15 @@ async def test_tls_towards_clients(edge: tuple[EdgeUnderTest, StandIn], tmp_path
     await edge[0].settled()
     url = edge[0].url.replace("http:", "https:")
     async with httpx.AsyncClient(base_url=url, http2=True, verify=ssl.create_default_context(cafile=files.authority)) as made:
-        answer = await made.get("/v1/models")
+        async with asyncio.timeout(20):
+            while (answer := await _answer(made)) is None:  # until Envoy's other thread listens anew
+                pass
     assert (answer.status_code, answer.http_version) == (200, "HTTP/2")
+
+
+async def _answer(client: httpx.AsyncClient) -> httpx.Response | None:
+    """None while the edge still speaks plaintext."""
+    try:
+        return await client.get("/v1/models")
+    except httpx.ConnectError:
+        return None

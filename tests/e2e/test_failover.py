@@ -1,4 +1,4 @@
-"""One of two workers is killed under steady load: nobody who asked notices, and it comes back by itself."""
+"""One of two workers is killed, or falls silent, under steady load: nobody who asked notices, and it comes back by itself."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from inference import grpc_service_pb2, grpc_service_pb2_grpc
 from tests.support.mesh import RunningMesh, running_mesh
 
 LEAVES_WITHIN_S = 15.0
-CALL_TIMEOUT_S = 40.0
-"""What was sent to a worker that then fell silent goes elsewhere once its silence is known, which is not the client's deadline to
-decide here."""
+CALL_TIMEOUT_S = 12.0
+"""What was sent to a worker that fell silent goes elsewhere after three seconds; its lease alone takes longer than this."""
 
 
 @dataclass
@@ -76,7 +75,8 @@ async def test_a_worker_that_stays_away_leaves_the_fleet_in_time(tmp_path: Path)
         await _until(lambda: load.outcomes["ok"] > 100)
         os.kill(victim, signal.SIGSTOP)  # still a process, so nobody restarts it: only its lease ends
         try:
-            stopped_s = time.monotonic()
+            stopped_s, before = time.monotonic(), load.outcomes["ok"]
+            await _until(lambda: load.outcomes["ok"] > before + 100)  # callers that had asked it are answered by the other
             await _until(lambda: "2 READY" not in _models(mesh), LEAVES_WITHIN_S + 5)
             left_s = time.monotonic() - stopped_s
             before = load.outcomes["ok"]

@@ -55,8 +55,24 @@ def test_a_prompt_is_taken_as_it_is(client: openai.OpenAI) -> None:
 
 
 def test_a_prompt_too_long_is_the_callers_to_mend(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="context"):
+    with pytest.raises(openai.BadRequestError, match="context") as refused:
         client.chat.completions.create(model="sums", messages=[{"role": "user", "content": "1 " * 5000}], stream=True)
+    assert refused.value.code == "context_length_exceeded"
+
+
+def test_log_probabilities_penalties_and_several_answers(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model="sums", messages=TALK, temperature=0, logprobs=True, top_logprobs=2, n=2, frequency_penalty=0.1
+    )
+    first, second = answer.choices
+    assert first.message.content == second.message.content
+    assert first.logprobs is not None
+    told = first.logprobs.content or []
+    assert b"".join(bytes(each.bytes or ()) for each in told).decode().strip() == (first.message.content or "").strip()
+    assert all(len(each.top_logprobs) == 2 and each.logprob <= 0 for each in told)
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="sums", messages=TALK, response_format={"type": "json_object"})
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "response_format")
 
 
 def test_models_for_something_else_and_models_that_are_not(client: openai.OpenAI) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,8 +15,11 @@ from pathlib import Path
 import httpx
 import numpy as np
 import openai
+import pydantic
 import pytest
-from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
+from penstock.gateway.v1 import gateway_pb2
+from penstock.worker.v1 import worker_pb2
 from xds import discovery_pb2_grpc
 
 from gateway.jobs.servicer import SERVICE as JOBS
@@ -27,11 +32,16 @@ from gateway.xds.types import Endpoint
 from runtime.errors import Unavailable
 from runtime.serving import Listen, Register, serving
 from tests.gateway.jobs.scheduler import MemoryScheduler, kept_by
-from tests.gateway.openai.mesh import LIMITED, PUBLISHED_AT_S, SECRET, SmallMesh, piece, small_mesh
+from tests.gateway.openai.mesh import LIMITED, PUBLISHED_AT_S, SECRET, SmallMesh, called, piece, small_mesh
 from tests.support.edge import edge_under_test
 from tests.support.envoy import LOOPBACK
 
+OPENAI = gateway_pb2.DESCRIPTOR.services_by_name["OpenAIService"]
 TEXT = 'Hello "wörld"\n'
+ADD: ChatCompletionFunctionToolParam = {
+    "type": "function",
+    "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+}
 TALK: list[ChatCompletionMessageParam] = [{"role": "user", "content": [{"type": "text", "text": "2 + 2?"}]}]
 
 
@@ -46,10 +56,18 @@ class OpenEdge:
 
 @pytest.fixture
 async def edge(tmp_path: Path) -> AsyncIterator[OpenEdge]:
+    """As it is in production: the edge brings HTTP to the gateway's HTTP port."""
+    async with opened(tmp_path, transcoded=False) as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened(folder: Path, *, transcoded: bool) -> AsyncIterator[OpenEdge]:
     mesh = small_mesh()
-    async with kept_by(MemoryScheduler()) as schedulers, edge_under_test(tmp_path) as made:
+    async with kept_by(MemoryScheduler()) as schedulers, edge_under_test(folder) as made:
+        openai_servicer = OpenAIServicer(mesh, FilesClient(schedulers), BatchesClient(schedulers))
         registers: list[Register] = [
-            OpenAIServicer(mesh, FilesClient(schedulers), BatchesClient(schedulers)).register,
+            openai_servicer.register,
             JobServicer(mesh, schedulers).register,
             partial(discovery_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server, made.discovery),
         ]
@@ -57,10 +75,23 @@ async def edge(tmp_path: Path) -> AsyncIterator[OpenEdge]:
         server = serving([listen], registers, (SERVICE, JOBS, DISCOVERY), drain_grace_s=0.2)
         running = await made.stack.enter_async_context(server)
         gateway = Endpoint(LOOPBACK, running.ports[0])
+        if not transcoded:
+            await made.door(gateway, OPENAI, openai_servicer)
         made.publish(gateway)
         await (await made.envoy(gateway)).until_listening(made.edge.listen)
         await made.settled()
         yield OpenEdge(mesh, made.url)
+
+
+async def test_an_edge_that_knows_no_http_port_transcodes(tmp_path: Path) -> None:
+    async with opened(tmp_path, transcoded=True) as edge, edge.client() as client:
+        answer = await client.chat.completions.create(model="sums", messages=TALK)
+        assert answer.choices[0].message.content == TEXT
+        chunks = [chunk async for chunk in await client.chat.completions.create(model="sums", messages=TALK, stream=True)]
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == TEXT
+        with pytest.raises(openai.NotFoundError) as missing:
+            await client.models.retrieve("nothing")
+        assert missing.value.code == "model_not_found"
 
 
 async def test_a_chat(edge: OpenEdge) -> None:
@@ -106,6 +137,84 @@ async def test_completions(edge: OpenEdge) -> None:
         assert "".join([chunk.choices[0].text async for chunk in stream]) == TEXT
 
 
+async def test_several_answers(edge: OpenEdge) -> None:
+    async with edge.client() as client:
+        whole = await client.chat.completions.create(model="sums", messages=TALK, n=3, seed=5)
+        assert [choice.message.content for choice in whole.choices] == [TEXT] * 3
+        assert whole.usage is not None
+        assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (7, 9)
+        read: dict[int, str] = {}
+        async for chunk in await client.chat.completions.create(model="sums", messages=TALK, n=3, stream=True):
+            for choice in chunk.choices:
+                read[choice.index] = read.get(choice.index, "") + (choice.delta.content or "")
+        assert read == dict.fromkeys(range(3), TEXT)
+        prompts = await client.completions.create(model="words", prompt=["a", "b"], n=2)
+        assert [choice.index for choice in prompts.choices] == [0, 1, 2, 3]
+
+
+async def test_tools(edge: OpenEdge) -> None:
+    edge.mesh.router.answers = (
+        called(0, "c1", "add"),
+        called(0, arguments='{"a": 40, '),
+        called(0, arguments='"b": 2}'),
+        called(1, "c2", "now", "{}"),
+        piece("", worker_pb2.FINISH_REASON_TOOL_CALLS, 4, 5),
+    )
+    async with edge.client() as client:
+        async with client.chat.completions.stream(model="able", messages=TALK, tools=[ADD]) as stream:
+            final = await stream.get_final_completion()
+        whole = await client.chat.completions.create(model="able", messages=TALK, tools=[ADD])
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.chat.completions.create(model="sums", messages=TALK, tools=[ADD])
+    for answer in (final, whole):
+        calls = [call for call in answer.choices[0].message.tool_calls or () if call.type == "function"]
+        assert [(call.id, call.function.name) for call in calls] == [("c1", "add"), ("c2", "now")]
+        assert json.loads(calls[0].function.arguments) == {"a": 40, "b": 2}
+        assert answer.choices[0].finish_reason == "tool_calls"
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "tools")
+
+
+class Sum(pydantic.BaseModel):
+    total: int
+
+
+async def test_an_answer_of_a_given_form(edge: OpenEdge) -> None:
+    edge.mesh.router.answers = (piece('{"total": 4}'), piece("", worker_pb2.FINISH_REASON_STOP, 4, 5))
+    async with edge.client() as client:
+        parsed = await client.chat.completions.parse(model="able", messages=TALK, response_format=Sum)
+        assert parsed.choices[0].message.parsed == Sum(total=4)
+        assert json.loads(edge.mesh.router.asked[0].response_format_json)["json_schema"]["name"] == "Sum"
+        with pytest.raises(openai.BadRequestError, match="does not have the capability 'json_schema'"):
+            await client.chat.completions.parse(model="sums", messages=TALK, response_format=Sum)
+
+
+async def test_log_probabilities(edge: OpenEdge) -> None:
+    chosen, other = worker_pb2.Logprob(token=b"4", logprob=-0.1), worker_pb2.Logprob(token=b"5", logprob=-3)
+    token = worker_pb2.TokenLogprob(chosen=chosen, top=[chosen, other])
+    first = worker_pb2.GenerateResponse(text="4", logprobs=[token]).SerializeToString()
+    edge.mesh.router.answers = (first, piece("", worker_pb2.FINISH_REASON_STOP, 4, 1))
+    async with edge.client() as client:
+        answer = await client.chat.completions.create(model="able", messages=TALK, logprobs=True, top_logprobs=2)
+        told = answer.choices[0].logprobs
+        assert told is not None
+        assert [(each.token, [top.token for top in each.top_logprobs]) for each in told.content or ()] == [("4", ["4", "5"])]
+        text = await client.completions.create(model="able", prompt="2 + 2 =", logprobs=2)
+        older = text.choices[0].logprobs
+        assert older is not None
+        assert (older.tokens, older.text_offset) == (["4"], [7])
+
+
+async def test_headers(edge: OpenEdge) -> None:
+    async with edge.client() as client:
+        raw = await client.chat.completions.with_raw_response.create(model="sums", messages=TALK)
+        assert raw.headers["x-request-id"]
+        assert int(raw.headers["openai-processing-ms"]) >= 0
+        assert float(raw.headers["x-penstock-overhead-ms"]) >= 0
+        edge.mesh.router.answering = "able"
+        raw = await client.chat.completions.with_raw_response.create(model="sums", messages=TALK)
+        assert (raw.headers["x-penstock-model"], raw.parse().model) == ("able", "able")
+
+
 async def test_embeddings(edge: OpenEdge) -> None:
     async with edge.client() as client:
         # The client asks for base64 by itself and decodes it.
@@ -120,7 +229,7 @@ async def test_embeddings(edge: OpenEdge) -> None:
 
 async def test_models(edge: OpenEdge) -> None:
     async with edge.client() as client:
-        assert [model.id async for model in client.models.list()] == ["digits", "sums", "vectors", "words"]
+        assert [model.id async for model in client.models.list()] == ["able", "digits", "sums", "vectors", "words"]
         assert (await client.models.retrieve("sums")).created == PUBLISHED_AT_S
         with pytest.raises(openai.NotFoundError) as missing:
             await client.models.retrieve("nothing")
@@ -144,8 +253,8 @@ async def test_errors_are_the_clients_own_kinds(edge: OpenEdge) -> None:
             await client.chat.completions.create(model="nothing", messages=TALK, stream=True)
         assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
         with pytest.raises(openai.BadRequestError) as many:
-            await client.chat.completions.create(model="sums", messages=TALK, n=2)
-        assert (many.value.code, many.value.param) == ("unsupported_parameter", "n")
+            await client.chat.completions.create(model="sums", messages=TALK, n=17)
+        assert (many.value.code, many.value.param) == ("out_of_range", "n")
         edge.mesh.router.answers = (FleetFull("all copies are full", retry_after_s=0.25),)
         with pytest.raises(openai.InternalServerError) as full:
             await client.chat.completions.create(model="sums", messages=TALK)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import grpc.aio
+import httpx
 import openai
 import pytest
 from inference import grpc_service_pb2 as kserve
@@ -180,6 +181,16 @@ async def test_rules_move_requests_from_worker_to_worker(
     await gateway.stub.ModelInfer(digit_request(), metadata=gateway.metadata, timeout=20)
 
 
+async def until_offered(mesh: RunningMesh, model: str) -> None:
+    """The gateway has heard that it is loaded when somebody asks for it."""
+    async with httpx.AsyncClient(timeout=10) as client, asyncio.timeout(30):
+        while True:
+            answer = await client.get(f"{mesh.http_url}/v1/models", headers={"Authorization": f"Bearer {mesh.api_key}"})
+            if any(each["id"] == model for each in answer.json()["data"]):
+                return
+            await asyncio.sleep(0.05)
+
+
 async def test_rules_and_leaders_reach_gateways_from_a_scheduler_that_began_anew(
     mesh: RunningMesh, operator: Operator, gateway: Gateway, calls: SlowCalls, tmp_path: Path
 ) -> None:
@@ -190,6 +201,7 @@ async def test_rules_and_leaders_reach_gateways_from_a_scheduler_that_began_anew
     await operator.wish("slow", 0)
     await operator.until_ready("slow", 0)
     await operator.wish("slow", 0, 1)
+    await until_offered(mesh, "slow")
     os.kill(mesh.pid_of("scheduler"), signal.SIGKILL)
     assert await asked_of(gateway, operator, settle=False) == {one}, "the last rules known hold on"
     # Nobody holds it and nobody leads: it is loaded once somebody does again.

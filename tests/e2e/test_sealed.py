@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import re
 import secrets
 import subprocess
 import sys
@@ -26,8 +28,10 @@ from penstock.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from penstock.worker.v1 import worker_pb2
 
 from runtime.errors import Code, InvalidArgument, PenstockError
+from runtime.identity import Authority
 from runtime.sealed_client import SealedClient
 from runtime.sealing import verified_place
+from tests.support.commands import done, ran, refused
 from tests.support.mesh import ROOT, RunningMesh, environment, running_mesh
 from tests.support.wiretap import Wiretap, wiretap_to
 
@@ -123,6 +127,45 @@ async def test_an_application_reserves_over_http(mesh: RunningMesh) -> None:
         assert "token_sha256 has 0 bytes" in wrong.text
         async with httpx.AsyncClient(base_url=mesh.http_url) as stranger:
             assert (await stranger.post("/v1/reservations", json=body)).status_code == 401
+
+
+async def test_the_command_asks_one_worker_alone(mesh: RunningMesh) -> None:
+    """What it prints is what it prints in the open, where the same listener reads everything."""
+    values = ("--input", f"image={json.dumps(PIXELS.tolist())}")
+    async with wiretap_to(int(mesh.grpc_address.rpartition(":")[2])) as wiretap:
+        sealed = await ran(mesh, "infer", "digits", *values, "--seal", "--address", wiretap.endpoint)
+        heard = bytes(wiretap.passed)
+        in_the_open = await done(mesh, "infer", "digits", *values, "--address", wiretap.endpoint)
+        assert PIXELS.tobytes()[:24] in wiretap.passed, "what passes is read"
+    assert sealed.returncode == 0, sealed.stderr
+    assert sealed.stdout == in_the_open
+    assert "nobody on the way could read it" in sealed.stderr
+    assert b"digits" in heard
+    assert b"MARKER" not in heard
+    assert b"MARKER" not in logged(mesh)
+
+
+async def test_the_command_seals_a_picture(mesh: RunningMesh) -> None:
+    picture = str(ROOT / "examples" / "digits" / "7.png")
+    shown = await done(mesh, "infer", "digits", "--image", picture, "--top", "1", "--seal")
+    assert re.search(r"^ *7 +\d", shown, re.MULTILINE), shown
+
+
+async def test_the_command_says_in_one_line_why_it_sealed_nothing(mesh: RunningMesh, tmp_path: Path) -> None:
+    values = ("--input", f"image={json.dumps(PIXELS.tolist())}")
+    stranger, garbage, none = tmp_path / "ca.pem", tmp_path / "garbage.pem", tmp_path / "none.pem"
+    stranger.write_bytes(Authority.open(tmp_path / "others").certificate_pem)
+    garbage.write_bytes(b"no certificate")
+    for words, says in (
+        (("infer", "digits", *values, "--seal", "--authority", str(stranger)), "another mesh"),
+        (("infer", "digits", *values, "--seal", "--authority", str(garbage)), "no PEM certificate"),
+        (("infer", "digits", *values, "--seal", "--authority", str(none)), "cannot be read from"),
+        (("infer", "digits", *values, "--authority", str(stranger)), "with --seal"),
+        (("infer", "nothing", *values, "--seal"), "nothing"),
+    ):
+        line = await refused(mesh, *words)
+        assert says in line, words
+        assert "\n" not in line, line
 
 
 def test_the_example_does_what_it_says(tmp_path: Path) -> None:

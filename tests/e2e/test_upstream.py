@@ -5,6 +5,7 @@ The upstream is a real server of this test, and once the mesh's own gateway: Pen
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from unittest import mock
 import numpy as np
 import openai
 import pytest
-from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
 
 from tests.support.mesh import RunningMesh, running_mesh
 from tests.support.upstream_server import RETRY_AFTER_S, UpstreamServer, openai_answer, upstream_thread, vector_of
@@ -103,16 +104,40 @@ def test_a_chat_and_its_stream(upstreams: Upstreams) -> None:
                 model="echo", messages=talk("one two three"), stream=True, stream_options={"include_usage": True}
             )
         )
-    assert [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content] == [
-        "one",
-        " two",
-        " three",
-    ]
+    said = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
+    assert "".join(said) == "one two three", "what came together goes on together"
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.total_tokens == 6
     asked = [each for each in upstreams.server.asked if each.path == "/v1/chat/completions"]
     assert {each.headers["authorization"] for each in asked} == {f"Bearer {KEY}"}
     assert asked[0].body["temperature"] == 0
+
+
+def test_tools_reach_the_upstream_and_its_calls_come_back(upstreams: Upstreams) -> None:
+    tools: list[ChatCompletionFunctionToolParam] = [{"type": "function", "function": {"name": "echo", "parameters": {}}}]
+    with upstreams.client() as client:
+        whole = client.chat.completions.create(model="echo", messages=talk("two words"), tools=tools, tool_choice="required")
+        with client.chat.completions.stream(model="echo", messages=talk("two words"), tools=tools) as stream:
+            streamed = stream.get_final_completion()
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(model="sums", messages=talk("a"), tools=tools)
+    for answer in (whole, streamed):
+        calls = [call for call in answer.choices[0].message.tool_calls or () if call.type == "function"]
+        assert [(call.id, call.function.name) for call in calls] == [("call-1", "echo")]
+        assert json.loads(calls[0].function.arguments) == {"words": "two words "}
+        assert answer.choices[0].finish_reason == "tool_calls"
+    asked = next(each.body for each in upstreams.server.asked if "tools" in each.body)
+    assert (asked["tools"], asked["tool_choice"]) == (tools, "required")
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "tools")
+
+
+def test_several_answers_are_several_calls_upstream(upstreams: Upstreams) -> None:
+    with upstreams.client() as client:
+        answer = client.chat.completions.create(model="echo", messages=talk("one by one"), n=3, seed=7, logit_bias={"5": -1})
+    assert [choice.message.content for choice in answer.choices] == ["one by one"] * 3
+    asked = [each.body for each in upstreams.server.asked if each.body.get("logit_bias")]
+    assert sorted(each["seed"] for each in asked) == [7, 8, 9]
+    assert not any("n" in each for each in asked)
 
 
 def test_embeddings(upstreams: Upstreams) -> None:

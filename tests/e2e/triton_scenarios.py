@@ -94,6 +94,10 @@ class Sync:
             self.client.infer("digits", image(), priority=1, timeout=5_000_000, headers=HEADERS).as_numpy("logits") is not None
         )
 
+    def infer_own_parameters(self) -> None:
+        own = {"own": 1, "share": 0.5, "word": "w", "flag": True}
+        assert self.client.infer("digits", image(), parameters=own, headers=HEADERS).as_numpy("logits") is not None
+
     def async_infer(self) -> None:
         done: queue.Queue[tuple[Any, Any]] = queue.Queue()
         for _ in range(20):
@@ -193,7 +197,11 @@ class Sync:
                 assert error.status() in ("StatusCode.UNIMPLEMENTED", "StatusCode.INVALID_ARGUMENT"), error
             else:
                 raise AssertionError("shared memory was registered")
-        self.client.get_trace_settings(headers=HEADERS)
+        held = self.client.get_trace_settings(headers=HEADERS)
+        assert self.client.get_trace_settings("digits", headers=HEADERS) == held
+        assert self.client.update_trace_settings("digits", {"trace_rate": None}, headers=HEADERS) == held
+        change = {"trace_rate": "7"}
+        fails("INVALID_ARGUMENT", "trace_rate", lambda: self.client.update_trace_settings(settings=change, headers=HEADERS))
         self.client.get_log_settings(headers=HEADERS)
 
 

@@ -15,15 +15,26 @@ from inference import grpc_service_pb2_grpc as rpc
 from prometheus_client import CollectorRegistry
 
 from gateway.admission import KeyFacts
+from gateway.auto import AutoModels
+from gateway.cache.response_cache import ResponseCache
+from gateway.cache.types import CacheSettings
 from gateway.callers import Callers
+from gateway.dispatch import Dispatch
+from gateway.exchange import Exchanges
 from gateway.fleet import Fleet
 from gateway.keys import Keys
 from gateway.kserve.copies import CopyInquiry
 from gateway.kserve.repository import Repository, RepositorySettings
+from gateway.kserve.restrictions import grpc_restrictions, http_restrictions
 from gateway.kserve.servicer import SERVICE, KServeServicer
+from gateway.limits.limiter import Limiter
+from gateway.limits.purse import Purse
+from gateway.limits.types import Limit
 from gateway.mesh import Mesh
 from gateway.metrics import GatewayMetrics
 from gateway.regions import Regions
+from gateway.rest.servicer import SERVICE as REST
+from gateway.rest.servicer import InferenceRestServicer
 from gateway.routing import Router, RoutingSettings
 from gateway.schedulers import Schedulers
 from gateway.targets import Targets
@@ -33,12 +44,15 @@ from runtime.clock import SystemClock
 from runtime.errors import NotFound
 from runtime.ids import KeyId, TenantId
 from runtime.notices import NoticeBoard
-from runtime.serving import Listen, ServerLimits, serving
+from runtime.serving import Listen, Register, ServerLimits, serving
 from tests.gateway.fakes import LOCAL, FakeDirectory, FakeLink, FakeRepository, FakeSource, wish_of
 
 ADMIN, CALLER, SLOW, ONLY_M = "sk-pn-admin", "sk-pn-caller", "sk-pn-slow", "sk-pn-only-m"
 STRANGER, AUDITOR = "sk-pn-stranger", "sk-pn-auditor"
 """The one is another tenant's, the other may not call."""
+
+
+_SELDOM = Limit("key/slow", key_id="slow", requests_per_s=0.01, burst=2)
 
 
 def _digest(secret: str) -> bytes:
@@ -50,7 +64,7 @@ def key_table() -> dict[bytes, KeyFacts]:
     return {
         _digest(ADMIN): KeyFacts(KeyId("admin"), tenant, admin=True),
         _digest(CALLER): KeyFacts(KeyId("caller"), tenant),
-        _digest(SLOW): KeyFacts(KeyId("slow"), tenant, requests_per_s=0.01, burst=2),
+        _digest(SLOW): KeyFacts(KeyId("slow"), tenant, limits=(_SELDOM,)),
         _digest(ONLY_M): KeyFacts(KeyId("only-m"), tenant, allowed_models=frozenset({"m"})),
         _digest(STRANGER): KeyFacts(KeyId("stranger"), TenantId("u"), admin=True),
         _digest(AUDITOR): KeyFacts(KeyId("auditor"), tenant, may_infer=False),
@@ -103,6 +117,9 @@ class GatewayUnderTest:
     registry: CollectorRegistry
     worker: StubWorker
     port: int
+    servicer: KServeServicer
+    registers: Sequence[Register]
+    """Of all that it serves, for other ports."""
 
     def tell(self, *workers: Worker, wishes: Sequence[str] = ()) -> None:
         self.fleet.apply(FleetNews(True, workers, placements=tuple(wish_of(model) for model in wishes)))
@@ -122,6 +139,8 @@ async def gateway_under_test(
     stream_in_flight: int = 4,
     message_bytes: int = 1_000_000,
     header_allowed: bool = False,
+    cached: bool = False,
+    restricted: str = "",
 ) -> AsyncIterator[GatewayUnderTest]:
     made: dict[str, FakeLink] = {} if links is None else links
     clock, registry, directory, repository = SystemClock(), CollectorRegistry(), FakeDirectory(key_table()), FakeRepository()
@@ -130,10 +149,13 @@ async def gateway_under_test(
         return made.setdefault(worker.worker_id, FakeLink(worker.address))
 
     fleet, metrics = Fleet(FakeSource(), open_link, clock, board), GatewayMetrics(registry)
+    cache = ResponseCache(fleet, metrics, CacheSettings()) if cached else None
     keys, stub_worker = Keys(directory, clock), StubWorker()  # type: ignore[abstract]
     if board is not None:
         board.on_key.append(lambda key_id: keys.forget([key_id]))
         board.on_resync.append(keys.doubt_all)
+    limiter = Limiter(Purse(), clock, metrics)
+    limiter.unsure()  # nobody is asked here: this gateway has all of it
     settings = RoutingSettings(Strategy.ROUND_ROBIN, cold_wait_s)
     limits = ServerLimits(message_bytes=message_bytes)
 
@@ -141,10 +163,16 @@ async def gateway_under_test(
         rpc.add_GRPCInferenceServiceServicer_to_server(stub_worker, server)
 
     async with serving([Listen("127.0.0.1", 0)], [on_worker], [SERVICE], drain_grace_s=0.1) as inner:
-        copies = CopyInquiry(fleet, lambda worker: grpc.aio.insecure_channel(f"127.0.0.1:{inner.ports[0]}"))
+        copies = CopyInquiry(
+            fleet,
+            lambda worker: grpc.aio.insecure_channel(f"127.0.0.1:{inner.ports[0]}"),
+            None if cache is None else cache.counts,
+        )
         mesh = Mesh(
             Callers(keys if auth else None, metrics),
-            Router(fleet, metrics, settings),
+            Exchanges(metrics, limiter),
+            Dispatch(Router(fleet, metrics, settings), cache=cache),
+            AutoModels(),
             Targets(board, fleet, enforced=auth, wait_s=cold_wait_s),
             fleet,
             copies,
@@ -155,12 +183,17 @@ async def gateway_under_test(
             Schedulers([], _no_scheduler, LOCAL, clock),
             Regions(LOCAL, fleet.regions, header_allowed=header_allowed),
         )
-        servicer = KServeServicer(mesh, stream_in_flight=stream_in_flight)
-        async with serving([Listen("127.0.0.1", 0)], [servicer.register], [SERVICE], limits=limits, drain_grace_s=0.1) as outer:
+        servicer = KServeServicer(mesh, stream_in_flight=stream_in_flight, restrictions=grpc_restrictions(restricted))
+        rest = InferenceRestServicer(mesh, servicer.questions, restrictions=http_restrictions(restricted))
+        registers: list[Register] = [servicer.register, rest.register]
+        services = [SERVICE, REST]
+        async with serving([Listen("127.0.0.1", 0)], registers, services, limits=limits, drain_grace_s=0.1) as outer:
             port = outer.ports[0]
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 stub = rpc.GRPCInferenceServiceStub(channel)
-                under_test = GatewayUnderTest(channel, stub, fleet, made, repository, directory, registry, stub_worker, port)
+                under_test = GatewayUnderTest(
+                    channel, stub, fleet, made, repository, directory, registry, stub_worker, port, servicer, registers
+                )
                 under_test.tell(*workers)
                 try:
                     yield under_test

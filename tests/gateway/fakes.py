@@ -141,6 +141,7 @@ class FakeLink:
     """Calls wait for it."""
     connected: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
+    is_silent: bool = False
     seen: list[CallContext] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
     fails_after: int | None = None

@@ -1,4 +1,4 @@
-"""Keys in headers, and the bucket that requests are taken from."""
+"""Keys in headers, what keys allow, and how often is tried again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from gateway.admission import (
     KeyMissing,
     KeyRefused,
     ModelNotAllowed,
-    TokenBucket,
     secret_of,
 )
 from placement.routing.retry_budget import WINDOW_S, RetryBudget
@@ -59,29 +58,6 @@ def test_a_key_is_for_the_models_it_names() -> None:
     KeyFacts(KeyId("k"), TenantId("t")).authorise("anything")
     with pytest.raises(AdminRequired):
         facts.require_admin("loading")
-
-
-@given(
-    st.floats(0.1, 1000),
-    st.integers(0, 100),
-    st.lists(st.floats(0, 0.5), min_size=1, max_size=200),
-)
-def test_never_more_than_burst_and_rate_and_the_wait_told_is_enough(per_s: float, burst: int, gaps_s: list[float]) -> None:
-    bucket, now_s, taken = TokenBucket(per_s, burst), 100.0, 0
-    for gap_s in gaps_s:
-        now_s += gap_s
-        wait_s = bucket.take(now_s)
-        if wait_s == 0:
-            taken += 1
-        else:
-            assert TokenBucket.take(_copy(bucket), now_s + wait_s + 1e-6) == 0
-    assert taken <= max(1.0, burst or per_s) + per_s * (now_s - 100.0) + 1e-6
-
-
-def _copy(bucket: TokenBucket) -> TokenBucket:
-    made = TokenBucket(bucket.per_s, bucket.burst)
-    made.tokens, made.at_s = bucket.tokens, bucket.at_s
-    return made
 
 
 @given(st.lists(st.tuples(st.floats(0, 3), st.booleans()), max_size=300))

@@ -212,7 +212,7 @@ async def _served(whole: Whole, mesh: SmallMesh, gateway: NodeIdentity, stack: A
     openai = OpenAIServicer(mesh, FilesClient(keepers), BatchesClient(keepers))
     authority_pem = whole.mesh.authority.certificate_pem
     places = ReservationServicer(
-        mesh.callers, mesh.targets, mesh.metrics, OneScheduler(scheduler), Regions(HERE, tuple), authority_pem
+        mesh.callers, mesh.exchanges, mesh.targets, OneScheduler(scheduler), Regions(HERE, tuple), authority_pem
     )
     registers = [openai.register, JobServicer(mesh, keepers).register, places.register]
     listens = [Listen("127.0.0.1", 0), Listen("127.0.0.1", 0, gateway)]

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.admission import KeyFacts, KeyRefused, RateLimited
+from gateway.admission import KeyFacts, KeyRefused
 from gateway.keys import KeyLimits, Keys, KeysUnavailable
+from gateway.limits.types import Limit
 from runtime.ids import KeyId, TenantId
 from tests.gateway.fakes import FakeDirectory
 
@@ -183,16 +184,29 @@ async def test_a_flood_of_unknown_keys_is_bounded(directory: FakeDirectory, cloc
     assert len(keys._digests) <= 4
 
 
-async def test_the_bucket_outlives_a_refresh(directory: FakeDirectory, clock: Clock) -> None:
-    directory.keys[digest("sk-1")] = replace(FACTS, requests_per_s=0.001, burst=1)
+async def test_when_limits_changed_a_key_serves_on_while_it_is_asked_for_anew(directory: FakeDirectory, clock: Clock) -> None:
     keys = Keys(directory, clock)
-    (await keys.find("sk-1")).take(clock.now_s)
-    clock.now_s += 61
+    await keys.find("sk-1")
+    limited = replace(FACTS, limits=(Limit("l", requests_per_s=1.0),))
+    directory.keys[digest("sk-1")], directory.gate = limited, asyncio.Event()
+    keys.refresh_all()
+    assert (await keys.find("sk-1")).facts is FACTS
+    directory.gate.set()
+    await settle()
+    assert (await keys.find("sk-1")).facts is limited
+
+
+async def test_an_answer_that_limits_passed_on_the_way_is_asked_for_again(directory: FakeDirectory, clock: Clock) -> None:
+    keys = Keys(directory, clock)
+    directory.gate = asyncio.Event()
+    asking = asyncio.create_task(keys.find("sk-1"))
+    await settle()
+    keys.refresh_all()
+    directory.gate.set()
+    await asking
     await keys.find("sk-1")
     await settle()
-    with pytest.raises(RateLimited) as caught:
-        (await keys.find("sk-1")).take(clock.now_s)
-    assert caught.value.retry_after_s == pytest.approx(939, abs=1)
+    assert directory.asked == 2
 
 
 async def test_closing_ends_what_is_under_way(keys: Keys, directory: FakeDirectory) -> None:

@@ -20,7 +20,11 @@ from prometheus_client import CollectorRegistry
 
 from gateway.admission import KeyFacts
 from gateway.callers import Callers
+from gateway.exchange import Exchanges
 from gateway.keys import Keys
+from gateway.limits.limiter import Limiter
+from gateway.limits.purse import Purse
+from gateway.limits.types import Limit
 from gateway.metrics import GatewayMetrics
 from gateway.regions import Regions
 from gateway.reservations import ANSWER_S, SERVICE, ReservationServicer
@@ -47,7 +51,7 @@ def keys_of() -> dict[bytes, KeyFacts]:
         "only-n": KeyFacts(KeyId("only-n"), tenant, allowed_models=frozenset({"n"})),
         "auditor": KeyFacts(KeyId("auditor"), tenant, may_infer=False),
         "stranger": KeyFacts(KeyId("stranger"), TenantId("u")),
-        "slow": KeyFacts(KeyId("slow"), tenant, requests_per_s=0.01, burst=1),
+        "slow": KeyFacts(KeyId("slow"), tenant, limits=(Limit("slow", key_id="slow", requests_per_s=0.01, burst=1),)),
     }
     return {hashlib.sha256(f"sk-{name}".encode()).digest(): each for name, each in facts.items()}
 
@@ -157,12 +161,14 @@ async def gateway_under_test(folder: Path) -> AsyncIterator[GatewayUnderTest]:
 
         inner = await served(on_scheduler, "penstock.scheduler.v1.FleetService")
         metrics = GatewayMetrics(registry)
+        limiter = Limiter(Purse(), SystemClock(), metrics)
+        limiter.unsure()  # nobody is asked here: this gateway has all of it
         keys = Keys(FakeDirectory(keys_of()), SystemClock())
         stack.push_async_callback(keys.close)
         servicer = ReservationServicer(
             Callers(keys, metrics),
+            Exchanges(metrics, limiter),
             Targets(board, HeldFleet(), enforced=True, wait_s=0.1),
-            metrics,
             OneScheduler(inner),
             Regions(LOCAL, lambda: (), header_allowed=False),
             authority.certificate_pem,

@@ -15,7 +15,7 @@ from gateway.routes import MAX_ROUTES, Routes
 from gateway.upkeep import Upkeep
 from placement.routing.breaker import BreakerState
 from placement.routing.outliers import OutlierSign
-from placement.rules import Route, RoutingPolicy, Rule, WorkerSelector
+from placement.rules import Cause, Route, RoutingPolicy, Rule, WorkerSelector
 from placement.types import Strategy
 from runtime.errors import Code, DataLoss, Internal, InvalidArgument, PenstockError
 from runtime.ids import ModelName, Region, WorkerId
@@ -31,7 +31,7 @@ class Told:
     """A fleet of which nothing but the policy counts."""
 
     def __init__(self) -> None:
-        self.policy = RoutingPolicy()
+        self.policy, self.home = RoutingPolicy(), Region("here")
 
 
 def test_without_rules_the_base_holds_and_a_new_policy_replaces_the_one_before() -> None:
@@ -137,6 +137,10 @@ def test_a_policy_comes_as_the_scheduler_wrote_it() -> None:
     rule.weights.gpu, rule.priority_class = 0.0, 0
     rule.deny.add(labels=["spot"], regions=["asia"])
     rule.flags["fast"] = True
+    rule.fallbacks.extend(["n", "m@2"])
+    rule.fallback_on.extend(["overload", "context"])
+    rule.hedge_quantile, rule.sticky_versions = 0.95, False
+    rule.auto_models.append("small-*")
     policy = codec.policy_of(message)
     assert policy.generation == 7
     (read,) = policy.rules
@@ -144,6 +148,39 @@ def test_a_policy_comes_as_the_scheduler_wrote_it() -> None:
     assert (read.weights, read.priority_class, read.share, read.cross_region) == ({"gpu": 0.0}, 0, 3, False)
     assert read.deny == (WorkerSelector(regions=frozenset({Region("asia")}), labels=frozenset({"spot"})),)
     assert read.flags == {"fast": True}
+    assert read.fallbacks == ("n", "m@2")
+    assert read.fallback_on == frozenset({Cause.OVERLOAD, Cause.CONTEXT})
+    assert (read.hedge_quantile, read.sticky_versions, read.auto_models) == (0.95, False, ("small-*",))
+
+
+def test_what_a_rule_leaves_out_stays_as_it_was_and_none_takes_fallbacks_away() -> None:
+    message = scheduler_pb2.RoutingPolicy()
+    message.rules.add()
+    message.rules.add(fallbacks=["none"])
+    silent, none = codec.policy_of(message).rules
+    assert (silent.fallbacks, silent.hedge_quantile, silent.sticky_versions) == (None, None, None)
+    assert none.fallbacks == ()
+
+
+def test_what_this_gateway_cannot_fall_back_on_is_named() -> None:
+    message = scheduler_pb2.RoutingPolicy(rules=[scheduler_pb2.RoutingRule(name="new", fallback_on=["boredom"])])
+    with pytest.raises(InvalidArgument, match=r"rule 'new' falls back on 'boredom'; this gateway knows: failure, overload"):
+        codec.policy_of(message)
+
+
+def test_whether_any_rule_leads_elsewhere_is_known_without_a_look_at_each() -> None:
+    told = Told()
+    routes = Routes(told, Route())
+    assert not routes.has_detours
+    told.policy = RoutingPolicy(1, (Rule(strategy=Strategy.COST), Rule(models=("m",), fallbacks=("n",))))
+    assert routes.has_detours
+    assert routes.at_home("t", "m").fallbacks == ("n",)
+    told.policy = RoutingPolicy(2, (Rule(fallbacks=(), hedge_quantile=0.0, regions=("here",), sticky_versions=True),))
+    assert not routes.has_detours
+    assert routes.at_home("t", "m").sticky_versions
+    assert not routes.at_home("t", "m", Region("there")).sticky_versions
+    told.policy = RoutingPolicy(3, (Rule(hedge_quantile=0.9),))
+    assert routes.has_detours
 
 
 @pytest.mark.parametrize("field", ["strategy", "shadow_strategy"])

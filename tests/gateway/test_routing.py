@@ -93,12 +93,31 @@ async def test_three_attempts_at_most() -> None:
 
 
 async def test_an_empty_budget_means_no_retry() -> None:
-    links = {"a": FakeLink("127.0.0.1:1", [LinkLost("gone")]), "b": FakeLink("127.0.0.1:1", [LinkLost("gone")])}
+    links = {each: FakeLink("127.0.0.1:1", [Unavailable("away")]) for each in ("a", "b")}
     async with routed(*pair(), links=links, budget=RetryBudget(0.0, 0.0)) as mesh:
-        with pytest.raises(LinkLost):
+        with pytest.raises(Unavailable):
             await mesh.router.infer(M, b"x", CALL)
         assert links["a"].calls + links["b"].calls == 1
-        assert mesh.registry.get_sample_value("penstock_gateway_retries_total", {"reason": "LINK_LOST", "granted": "no"}) == 1
+        assert mesh.counted("penstock_gateway_retries_total", reason="UNAVAILABLE", granted="no") == 1
+
+
+async def test_what_is_lost_with_its_worker_goes_elsewhere_without_the_budget_once() -> None:
+    """Hundreds may be lost at one moment: a share of the requests of the last seconds would not be enough for them."""
+    gate = asyncio.Event()
+    lost = FakeLink("127.0.0.1:1", [LinkLost("killed")], gate=gate)
+    workers = [worker_of(each, copy_of("m"), max_in_flight=2000) for each in "ab"]
+    async with routed(*workers, links={"a": lost}, budget=RetryBudget(0.0, 0.0)) as mesh:
+        calls = [asyncio.create_task(mesh.router.infer(M, b"x", CALL)) for _ in range(1000)]
+        async with asyncio.timeout(10):
+            while lost.in_flight < 500:
+                await asyncio.sleep(0)
+        gate.set()
+        assert await asyncio.gather(*calls) == [b"x"] * 1000
+    links = {each: FakeLink("127.0.0.1:1", [LinkLost("killed")]) for each in "abc"}
+    async with routed(*(worker_of(each, copy_of("m")) for each in "abc"), links=links, budget=RetryBudget(0.0, 0.0)) as mesh:
+        with pytest.raises(LinkLost):
+            await mesh.router.infer(M, b"x", CALL)
+        assert sum(link.calls for link in links.values()) == 2
 
 
 async def test_an_unknown_model_is_refused_in_tritons_words() -> None:

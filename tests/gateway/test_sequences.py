@@ -12,7 +12,7 @@ from inference import grpc_service_pb2 as pb
 from gateway.kserve.sequences import request_of
 from gateway.kserve.servicer import SERVICE
 from gateway.openai.text import prefix_of
-from gateway.openai.types import TextAsked, Turn
+from gateway.openai.types import Turn
 from gateway.types import FleetNews
 from gateway.wire import RequestHead
 from placement.types import Request
@@ -106,27 +106,27 @@ async def test_a_model_that_is_loaded_on_demand_does_not_make_the_gateway_unread
     assert not await is_ready()
 
 
-def chat(*contents: str, model: str = "m") -> TextAsked:
-    return TextAsked(model, tuple(Turn("user", content) for content in contents))
+def chat(*contents: str) -> tuple[Turn, ...]:
+    return tuple(Turn("user", content) for content in contents)
 
 
 def test_conversations_that_begin_alike_share_their_first_blocks() -> None:
     shared = "once upon a time " * 60
-    one, other = prefix_of(chat(shared, "a" * 600), "t"), prefix_of(chat(shared, "b" * 600), "t")
+    one, other = prefix_of(chat(shared, "a" * 600), "m", "t"), prefix_of(chat(shared, "b" * 600), "m", "t")
     assert len(one) == len(other) >= 6
     common = sum(mine == theirs for mine, theirs in zip(one, other, strict=True))
     assert 3 <= common < len(one)
-    assert prefix_of(TextAsked("m", shared), "t")
-    assert prefix_of(chat("short"), "t") == ()
+    assert prefix_of(shared, "m", "t")
+    assert prefix_of(chat("short"), "m", "t") == ()
 
 
 def test_what_begins_alike_is_another_tenants_or_models_own_affair() -> None:
     asked = chat("x" * 2_000)
-    assert not set(prefix_of(asked, "t")) & set(prefix_of(asked, "u"))
-    assert not set(prefix_of(asked, "t")) & set(prefix_of(chat("x" * 2_000, model="n"), "t"))
+    assert not set(prefix_of(asked, "m", "t")) & set(prefix_of(asked, "m", "u"))
+    assert not set(prefix_of(asked, "m", "t")) & set(prefix_of(asked, "n", "t"))
 
 
 def test_only_the_beginning_is_looked_at() -> None:
     long = [f"turn {number} " * 50 for number in range(2_000)]
-    assert prefix_of(chat(*long), "t") == prefix_of(chat(*long[:100]), "t")
-    assert len(prefix_of(TextAsked("m", "ß" * 1_000_000), "t")) <= 32
+    assert prefix_of(chat(*long), "m", "t") == prefix_of(chat(*long[:100]), "m", "t")
+    assert len(prefix_of("ß" * 1_000_000, "m", "t")) <= 32

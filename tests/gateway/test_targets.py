@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pytest
 
 from gateway.admission import EVERYBODY, KeyFacts
 from gateway.refusals import ModelUnknown
+from gateway.routes import Routes
 from gateway.targets import NoticeMissing, Targets
 from gateway.versions import VersionGone
+from placement.rules import Route, RoutingPolicy, Rule
 from placement.types import Copy, Worker
 from runtime.errors import DeadlineExceeded
-from runtime.ids import KeyId, TenantId
+from runtime.ids import KeyId, Region, TenantId
 from runtime.notices import STABLE, NoticeBoard
 from tests.gateway.fakes import copy_of, notice_of, worker_of
 
@@ -138,3 +141,47 @@ async def test_whether_a_model_was_told_of() -> None:
     assert await asyncio.wait_for(waiting, 5)
     with pytest.raises(NoticeMissing):
         await targets_of(NoticeBoard()).is_told(OWN, "m")
+
+
+class RuledFleet(FixedFleet):
+    """One whose rules are told."""
+
+    home = Region("here")
+
+    def __init__(self, *rules: Rule) -> None:
+        super().__init__()
+        self.policy = RoutingPolicy(1, rules)
+
+
+def versions_of(targets: Targets, keys: Iterable[KeyFacts]) -> list[str]:
+    return [targets.find(key, "m") or "" for key in keys]
+
+
+async def test_where_a_rule_says_so_a_key_keeps_its_version() -> None:
+    board = synced_board(notice_of("m", aliases={STABLE: ("1", 0), "canary": ("2", 10)}))
+    rule = Rule(models=("m",), regions=("here",), sticky_versions=True)
+    targets = Targets(board, RuledFleet(rule), routes=Routes(RuledFleet(rule), Route()))
+    keys = [KeyFacts(KeyId(f"key-{number}"), TenantId("t")) for number in range(2000)]
+    first = versions_of(targets, keys)
+    assert versions_of(targets, keys) == first
+    assert 0.07 < first.count("2") / len(keys) < 0.13
+    board.hear_model(notice_of("m", aliases={STABLE: ("1", 0), "canary": ("2", 50)}, generation=2))
+    later = versions_of(targets, keys)
+    assert all(now == "2" for before, now in zip(first, later, strict=True) if before == "2")  # nobody goes back
+    assert targets.find(keys[0], "m", "1") == "1"
+
+
+@pytest.mark.parametrize("rules", [(), (Rule(sticky_versions=True), Rule(sticky_versions=False))])
+async def test_else_its_requests_are_shared_out(rules: tuple[Rule, ...]) -> None:
+    board = synced_board(notice_of("m", aliases={STABLE: ("1", 0), "canary": ("2", 50)}))
+    fleet = RuledFleet(*rules)
+    assert set(versions_of(Targets(board, fleet, routes=Routes(fleet, Route())), [OWN] * 100)) == {"1", "2"}
+
+
+async def test_where_no_key_is_asked_for_nothing_is_kept_by_it() -> None:
+    board = synced_board(notice_of("m", "", aliases={STABLE: ("1", 0), "canary": ("2", 50)}))
+    fleet = RuledFleet(Rule(sticky_versions=True))
+    assert set(versions_of(Targets(board, fleet, enforced=False, routes=Routes(fleet, Route())), [EVERYBODY] * 100)) == {
+        "1",
+        "2",
+    }

@@ -27,6 +27,7 @@ from penstock.worker.v1.sealed_pb2_grpc import SealedServiceStub
 from prometheus_client import CollectorRegistry
 
 from gateway.callers import Callers
+from gateway.exchange import Exchanges
 from gateway.links.link import WorkerLink
 from gateway.links.types import CallContext as LinkCall
 from gateway.metrics import GatewayMetrics
@@ -193,8 +194,8 @@ async def mesh(tmp_path: Path) -> AsyncIterator[SealedMesh]:
         metrics = GatewayMetrics(CollectorRegistry())
         door = GatewayReservations(
             Callers(None, metrics),
+            Exchanges(metrics),
             Targets(None, HeldFleet(), enforced=False),
-            metrics,
             OneScheduler(inner),
             Regions(HERE, tuple),
             authority.certificate_pem,

@@ -12,6 +12,7 @@ from placement.rules import (
     DEFAULT_ROUTE,
     MAX_LISTED,
     MAX_RULES,
+    Cause,
     Route,
     RoutingPolicy,
     Rule,
@@ -69,9 +70,14 @@ def test_later_rules_replace_and_selectors_add_up() -> None:
             priority_class=0,
             share=5,
             flags={"a": True, "b": True},
+            fallbacks=("x", "y"),
+            fallback_on=frozenset({Cause.OVERLOAD}),
+            hedge_quantile=0.95,
+            sticky_versions=True,
+            auto_models=("small-*",),
         ),
         Rule(weights={"gpu": 3.0}, deny=(GPU,), prefer=(GPU,), cross_region=False, flags={"b": False, "c": True}),
-        Rule("last", unshadowed=True, allow=(OLD,)),
+        Rule("last", unshadowed=True, allow=(OLD,), fallbacks=("z",), hedge_quantile=0.0),
     )
     assert found == Route(
         strategy=Strategy.COST,
@@ -84,6 +90,11 @@ def test_later_rules_replace_and_selectors_add_up() -> None:
         priority_class=0,
         share=5,
         flags=frozenset({"a", "c"}),
+        fallbacks=("z",),
+        fallback_on=frozenset({Cause.OVERLOAD}),
+        hedge_quantile=0.0,
+        sticky_versions=True,
+        auto_models=("small-*",),
         rules=("first", "rule 2", "last"),
     )
     assert hash(found) == hash(replace(found))
@@ -118,6 +129,17 @@ def test_whom_a_selector_means(selector: WorkerSelector, matches: bool) -> None:
         ((Rule(weights={"gpu": float("nan")}),), "weight gpu is nan"),
         ((Rule(weights={"gpu": float("inf")}),), "weight gpu is inf"),
         ((Rule(weights={"gpu": -0.5}),), "weight gpu is -0.5"),
+        ((Rule(fallbacks=tuple("abcdefghi")),), "9 fallbacks are too many; at most 8"),
+        ((Rule(fallbacks=("none", "n")),), "'none' among fallbacks"),
+        ((Rule(fallbacks=("m@",)),), "fallback 'm@' names no model; it is written 'model'"),
+        ((Rule(fallbacks=("@2",)),), "fallback '@2' names no model"),
+        ((Rule(fallbacks=("m@1@2",)),), "fallback 'm@1@2' names no model"),
+        ((Rule(fallbacks=("llama-*",)),), r"fallback 'llama-\*' names no model"),
+        ((Rule(fallbacks=("m", "m@2", "m")),), "fallback 'm' is listed twice"),
+        ((Rule(fallbacks=("",)),), "one of its fallbacks is empty"),
+        ((Rule(hedge_quantile=0.4),), "a hedge_quantile of 0.4 is none; it lies between 0.5 and 0.999, and 0 means never"),
+        ((Rule(hedge_quantile=float("nan")),), "a hedge_quantile of nan"),
+        ((Rule(auto_models=("",)),), "one of its auto_models is empty"),
         ((Rule(weights={"gpu": 100.5}),), "weight gpu is 100.5"),
         ((Rule(models=("m",) * (MAX_LISTED + 1)),), "65 models are too many"),
         ((Rule(models=("",)),), "one of its models is empty"),
@@ -153,3 +175,13 @@ def test_a_policy_in_two_parts_is_the_same_policy(drawn: list[Rule]) -> None:
     named = [replace(rule, name=f"r{number}") for number, rule in enumerate(drawn)]
     for cut in range(len(named) + 1):
         assert route(*named[cut:], base=route(*named[:cut])) == route(*named)
+
+
+def test_a_rule_may_take_fallbacks_away() -> None:
+    assert route(Rule(fallbacks=("x",)), Rule()).fallbacks == ("x",)
+    assert route(Rule(fallbacks=("x",)), Rule(fallbacks=())).fallbacks == ()
+
+
+def test_without_a_rule_there_are_no_fallbacks_and_every_cause_would_do() -> None:
+    assert (DEFAULT_ROUTE.fallbacks, DEFAULT_ROUTE.fallback_on) == ((), frozenset(Cause))
+    assert not Rule(strategy=Strategy.COST, fallback_on=frozenset(Cause)).detours

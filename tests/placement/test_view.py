@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from placement.types import ANY_REGION, CopyState, Worker
+from placement.types import ANY_REGION, Copy, CopyState, Worker
 from placement.view import FleetView
 from tests.placement.fleets import DIGITS, HERE, THERE, V1, V2, V10, copy, fleets, worker, worker_ids, workers
 
@@ -76,3 +78,31 @@ def test_newest_ready_counts_numbers_and_ready_copies_only() -> None:
         ]
     )
     assert view.models[DIGITS].newest_ready == {HERE: V2, THERE: V10, ANY_REGION: V10}
+
+
+held = st.lists(
+    st.builds(
+        lambda version, digest, cacheable: replace(copy(version=version, digest=digest), cacheable=cacheable),
+        st.sampled_from([V1, V2]),
+        st.sampled_from(["d", "e", ""]),
+        st.booleans(),
+    ),
+    max_size=2,
+    unique_by=lambda drawn: drawn.version,
+)
+holders = st.lists(st.tuples(worker_ids, held), max_size=8)
+
+
+@given(holders)
+def test_repeatable_is_what_a_copy_says_is_and_what_is_one_thing(history: list[tuple[str, list[Copy]]]) -> None:
+    """One by one or at once: it depends on nothing but the copies that are there."""
+    view, present = FleetView(), dict[str, Worker]()
+    for name, copies in history:
+        present[name] = worker(name, *copies)
+        view = view.with_worker(present[name])
+    digests: dict[str, set[str]] = {}
+    for each in (each for one in present.values() for each in one.copies):
+        digests.setdefault(each.version, set()).add(each.digest)
+    said = {(each.version, each.digest) for one in present.values() for each in one.copies if each.cacheable and each.digest}
+    expected = {version: digest for version, digest in said if digests[version] == {digest}}
+    assert dict(view.repeatable) == ({DIGITS: expected} if expected else {})

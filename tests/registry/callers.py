@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import Message
-from penstock.registry.v1 import files_pb2, models_pb2
+from penstock.registry.v1 import files_pb2, limits_pb2, models_pb2
 
 from runtime.identity import NodeIdentity, Role
 from runtime.manifests import digest_of, sign_endorsement, sign_manifest
@@ -49,6 +49,8 @@ class Acme:
     digest: str = ""
     signer_id: str = ""
     live_key: str = ""
+    limit_id: str = ""
+    """Of one that acme's owner set."""
     secrets: list[str] = field(default_factory=list)
     """All that were handed out."""
 
@@ -68,6 +70,8 @@ class Callers:
         return ways[:1] if column == "rv" and method in ("AccountService/LogIn", "NodeService/Enrol") else ways
 
     async def ask(self, way: Way, method: str) -> Answer:
+        if method == "LimitService/DeleteLimit":
+            await self.limit()  # whoever may has deleted it before
         return await self.front.call(way, method, *self.requests(way, method))
 
     def requests(self, way: Way, method: str) -> list[Message]:
@@ -91,6 +95,13 @@ class Callers:
             Way().bearing(await self.front.session("owner@globex")),
             envoy.bearing(await self.key(role="owner", tenant="globex")),
         ]
+
+    async def limit(self) -> None:
+        """Set by acme's owner, again where it is gone: its id is always the same."""
+        request = limits_pb2.SetLimitRequest(limit=OWN_LIMIT)
+        self.acme.limit_id = (
+            await self.front.call(self.ways["ow"][0], "LimitService/SetLimit", request)
+        ).message.limit.limit_id
 
     async def key(self, **fields: Any) -> str:
         made = await self.front.made("AccountService/CreateKey", **({"tenant": "acme"} | fields))
@@ -142,6 +153,7 @@ async def callers_of(front: Front, folder: Path) -> Callers:
     await publish(front, callers.acme)
     await callers._nodes()
     await callers.log_in()
+    await callers.limit()
     await callers._nobodies()
     return callers
 
@@ -190,6 +202,8 @@ def _fetch(acme: Acme, way: Way) -> Mapping[str, Any]:
     return {"sha256": hashlib.sha256(CONTENT).hexdigest(), "digest": acme.digest, "ed25519_public_key": key}
 
 
+OWN_LIMIT = limits_pb2.Limit(tenant="acme", requests_per_s=50, burst=100)
+
 STEADY = {"model": MODEL, "alias": "steady", "expected_version": "9"}
 """Changes nothing: the alias does not point there."""
 
@@ -231,6 +245,9 @@ REQUESTS: Mapping[str, Mapping[str, Any] | Callable[[Acme, Way], Mapping[str, An
     "AccountService/RotateKey": lambda acme, _: {"key_id": acme.key_id},
     "AccountService/RevokeKey": lambda acme, _: {"key_id": acme.key_id},
     "AccountService/ResolveKey": lambda acme, _: {"secret_sha256": hashlib.sha256(acme.live_key.encode()).digest()},
+    "LimitService/SetLimit": {"limit": OWN_LIMIT},
+    "LimitService/ListLimits": {"tenant": "acme"},
+    "LimitService/DeleteLimit": lambda acme, _: {"limit_id": acme.limit_id},
     "NodeService/CreateJoinToken": {"role": "worker"},
     "NodeService/ListJoinTokens": {},
     "NodeService/RevokeJoinToken": lambda acme, _: {"token_id": acme.token_id},

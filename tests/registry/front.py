@@ -18,7 +18,7 @@ import nacl.signing
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from penstock.registry.v1 import accounts_pb2, audit_pb2, files_pb2, models_pb2, nodes_pb2, notices_pb2
+from penstock.registry.v1 import accounts_pb2, audit_pb2, files_pb2, limits_pb2, models_pb2, nodes_pb2, notices_pb2
 
 from registry.access.forwarded import HEADER as FORWARDED
 from registry.accounts.bootstrap import bootstrap
@@ -42,7 +42,7 @@ from tests.registry.harness import MASTER_KEYS, ManualClock
 ROOT = nacl.signing.SigningKey(b"j" * 32)
 PASSWORD = "correct horse battery"
 MESSAGE_BYTES = 16 * 1024 * 1024
-_FILES = (accounts_pb2, audit_pb2, files_pb2, models_pb2, nodes_pb2, notices_pb2)
+_FILES = (accounts_pb2, audit_pb2, files_pb2, limits_pb2, models_pb2, nodes_pb2, notices_pb2)
 Metadata = tuple[tuple[str, str], ...]
 Request = Message | bytes
 

@@ -132,7 +132,8 @@ async def test_readers_that_never_read_keep_nobody_from_reading(front: Front, tm
         for _ in range(3):
             assert await fetch(front, other, digest) == 8
         assert (await front.call(Way(other), "AccountService/WhoAmI", timeout_s=5.0)).error is None
-        assert process.memory_info().rss - before_bytes < 200 * 1024 * 1024
+        # The readers are in this process, too, with what gRPC lets come before anybody reads: megabytes each, if it was fast.
+        assert process.memory_info().rss - before_bytes < 200 * len(CONTENT) / 2
 
 
 async def test_senders_that_say_nothing_keep_no_other_tenant_from_sending(front: Front) -> None:

@@ -57,6 +57,9 @@ AccountService/ListKeys         Y  -  -  -  -    Y  -  -  Y    -    -    ?  ?  -
 AccountService/RotateKey        Y  -  -  -  -    Y  -  -  -    -    0    ?  ?  -
 AccountService/RevokeKey        Y  -  -  -  -    Y  -  -  -    -    0    ?  ?  -
 AccountService/ResolveKey       Y  Y  -  -  -    -  -  -  -    -    -    ?  ?  -
+LimitService/SetLimit           Y  -  -  -  -    Y  -  -  -    -    -    ?  ?  -
+LimitService/ListLimits         Y  -  -  -  -    Y  -  -  Y    -    -    ?  ?  -
+LimitService/DeleteLimit        Y  -  -  -  -    Y  -  -  -    -    0    ?  ?  -
 NodeService/CreateJoinToken     Y  -  -  -  -    -  -  -  -    -    -    ?  ?  -
 NodeService/ListJoinTokens      Y  -  -  -  -    -  -  -  -    -    -    ?  ?  -
 NodeService/RevokeJoinToken     Y  -  -  -  -    -  -  -  -    -    -    ?  ?  -

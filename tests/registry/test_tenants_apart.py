@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from penstock.registry.v1 import files_pb2
+from penstock.registry.v1 import files_pb2, limits_pb2
 from sqlalchemy import update
 
 from registry.schema import models
@@ -28,6 +28,7 @@ NOTHING = {
     "upload_id": "1" * 32,
     "key_id": "2" * 16,
     "user_id": "3" * 16,
+    "limit_id": "4" * 16,
 }
 """For each thing of acme's one that never was."""
 
@@ -47,14 +48,17 @@ async def callers_anywhere(
         yield await callers_of(front, tmp_path)
 
 
+IDS = ("digest", "upload_id", "key_id", "user_id", "limit_id")
+
+
 def names_of(acme: Acme) -> dict[str, str]:
     """Of acme's things, and what each is called where there is none."""
-    ids = {getattr(acme, name): NOTHING[name] for name in ("digest", "upload_id", "key_id", "user_id")}
+    ids = {getattr(acme, name): NOTHING[name] for name in IDS}
     return ids | {MODEL: NOTHING[MODEL], "acme": NOTHING["acme"]}
 
 
 def attempts(
-    model: str, tenant: str, digest: str, upload_id: str, key_id: str, user_id: str
+    model: str, tenant: str, digest: str, upload_id: str, key_id: str, user_id: str, limit_id: str
 ) -> list[tuple[str, dict[str, Any]]]:
     alias = {"model": model, "alias": "steady"}
     return [
@@ -90,6 +94,11 @@ def attempts(
         ("AccountService/ListKeys", {"tenant": tenant}),
         ("AccountService/RotateKey", {"key_id": key_id}),
         ("AccountService/RevokeKey", {"key_id": key_id}),
+        ("LimitService/SetLimit", {"limit": limits_pb2.Limit(tenant=tenant, requests_per_s=1)}),
+        ("LimitService/SetLimit", {"limit": limits_pb2.Limit(key_id=key_id, requests_per_s=1)}),
+        ("LimitService/SetLimit", {"limit": limits_pb2.Limit(key_id=key_id, tenant="globex", requests_per_s=1)}),
+        ("LimitService/ListLimits", {"tenant": tenant}),
+        ("LimitService/DeleteLimit", {"limit_id": limit_id}),
         ("AuditService/ListEntries", {"tenant": tenant}),
     ]
 
@@ -131,6 +140,7 @@ async def what_acme_has(front: Front) -> list[Any]:
         await front.made("ModelService/ListSigners", tenant="acme"),
         await front.made("AccountService/ListUsers", tenant="acme"),
         await front.made("FileService/GetStorage", tenant="acme"),
+        await front.made("LimitService/ListLimits", tenant="acme"),
         await begin(front, b"ten bytes."),
         [(key.key_id, key.revoked_at_ms) for key in (await front.made("AccountService/ListKeys", tenant="acme")).keys],
     ]
@@ -141,7 +151,7 @@ async def test_it_is_as_if_acme_had_nothing(callers_anywhere: Callers) -> None:
     front, acme = callers.front, callers.acme
     names, before = names_of(acme), await what_acme_has(front)
     one, other = [Way().bearing(await callers.key(role="owner", tenant="globex")) for _ in range(2)]
-    ids = {name: getattr(acme, name) for name in ("digest", "upload_id", "key_id", "user_id")}
+    ids = {name: getattr(acme, name) for name in IDS}
     theirs, their_trail = await attempted(callers, one, model=MODEL, tenant="acme", **ids)
     nothings, empty_trail = await attempted(
         callers, other, model=NOTHING[MODEL], tenant=NOTHING["acme"], **{name: NOTHING[name] for name in ids}
@@ -162,10 +172,11 @@ async def test_it_is_as_if_acme_had_nothing(callers_anywhere: Callers) -> None:
 async def test_globexs_lists_hold_nothing_of_acmes(callers: Callers) -> None:
     owner, acme = callers.ways["gl"][0], callers.acme
     lists = ["ModelService/ListModels", "ModelService/ListSigners", "FileService/GetStorage"]
-    lists += [f"AccountService/List{what}" for what in ("Tenants", "Users", "Keys")] + ["AuditService/ListEntries"]
+    lists += [f"AccountService/List{what}" for what in ("Tenants", "Users", "Keys")]
+    lists += ["LimitService/ListLimits", "AuditService/ListEntries"]
     for method in lists:
         shown = str((await callers.front.call(owner, method)).message)
-        for word in ("acme", "spare", acme.digest, acme.upload_id, acme.key_id, acme.user_id, acme.signer_id, "default"):
+        for word in ("acme", "spare", acme.signer_id, "default", *(getattr(acme, name) for name in IDS)):
             assert word not in shown, f"{method} tells of {word}"
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from penstock.registry.v1 import models_pb2
 
-from runtime.model_description import ModelFolderRefused
+from runtime.description_table import ModelFolderRefused
 from runtime.model_folder import complete_manifest, hash_file, read_model_folder
 
 GOOD = """

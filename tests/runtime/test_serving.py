@@ -217,3 +217,34 @@ async def test_a_burst_is_answered_to_its_last_call() -> None:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{running.ports[0]}") as channel:
             calls = [_unary(channel)(b"hello") for _ in range(3_000)]
             assert {await call.code() for call in calls} == {grpc.StatusCode.OK}
+
+
+async def test_two_processes_may_share_a_port_and_no_other() -> None:
+    """Two servers stand for two processes: to the kernel they are as different."""
+    async with serving([Listen("127.0.0.1", 0, shared=True), Listen("127.0.0.1", 0)], [_register()], []) as first:
+        shared, own = first.ports
+        with pytest.raises(PortTaken):
+            async with serving([Listen("127.0.0.1", shared)], [_register()], []):
+                pass
+        with pytest.raises(PortTaken):
+            async with serving([Listen("127.0.0.1", shared, shared=True), Listen("127.0.0.1", own)], [_register()], []):
+                pass
+        both = [Listen("127.0.0.1", shared, shared=True), Listen("127.0.0.1", 0)]
+        async with serving(both, [_register()], []) as second:
+            assert second.ports[0] == shared
+            assert second.ports[1] != own
+            for port in (shared, own, second.ports[1]):
+                async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                    assert await _unary(channel)(b"x", timeout=20) == b"x"
+
+
+async def test_leaving_waits_for_what_is_in_flight_on_either_port() -> None:
+    listens = [Listen("127.0.0.1", 0, shared=True), Listen("127.0.0.1", 0)]
+    async with serving(listens, [_register()], [], drain_grace_s=20.0) as running:
+        channels = [grpc.aio.insecure_channel(f"127.0.0.1:{port}") for port in running.ports]
+        await asyncio.gather(*(channel.channel_ready() for channel in channels))
+        calls = [asyncio.ensure_future(_unary(channel)(b"slow", timeout=20)) for channel in channels]
+        await asyncio.sleep(0.1)
+    assert [await call for call in calls] == [b"slow", b"slow"]
+    for channel in channels:
+        await channel.close()

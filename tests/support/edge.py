@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +16,14 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.api import httpbody_pb2
+from google.protobuf.descriptor import ServiceDescriptor
 from penstock.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from xds import discovery_pb2_grpc
 
+from gateway.__main__ import ENVELOPE_BYTES
+from gateway.http.paths import Paths
+from gateway.http.refusal import refusal
+from gateway.http.server import HttpDoor, HttpLimits, http_serving
 from gateway.xds.bootstrap import Bootstrap
 from gateway.xds.descriptors import annotated_services, load_descriptor_set
 from gateway.xds.holder import SnapshotHolder
@@ -27,7 +32,7 @@ from gateway.xds.servicer import SERVICE, DiscoveryServicer
 from gateway.xds.types import Edge, Endpoint
 from runtime.errors import ResourceExhausted
 from runtime.identity import Authority, NodeIdentity, Role
-from runtime.serving import Listen, Running, serving
+from runtime.serving import Listen, Running, ServerLimits, serving
 from tests.support.envoy import LOOPBACK, RunningEnvoy, free_endpoint, running_envoy
 
 OPENAI = "penstock.gateway.v1.OpenAIService"
@@ -44,6 +49,8 @@ class StandIn(gateway_pb2_grpc.OpenAIServiceServicer):
 
     name: str
     metadata: dict[str, str] = field(default_factory=dict)
+    peer_pem: bytes = b""
+    """The certificate that the latest caller showed."""
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     turn: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
@@ -103,6 +110,7 @@ class StandIn(gateway_pb2_grpc.OpenAIServiceServicer):
 
     def _note(self, context: Context) -> None:
         self.served += 1
+        self.peer_pem = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
         self.metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -140,6 +148,8 @@ class EdgeUnderTest:
     stack: AsyncExitStack
     authority: Authority
     gateways: tuple[Endpoint, ...] = ()
+    http: Mapping[Endpoint, Endpoint] | None = None
+    """Where they take HTTP as it comes; None: nowhere."""
 
     async def gateway(self, name: str, *, port: int = 0) -> tuple[StandIn, Endpoint, Running]:
         """A stand-in that also serves discovery; not yet in the snapshot."""
@@ -158,12 +168,20 @@ class EdgeUnderTest:
             server.add_generic_rpc_handlers((stand_in.handlers(),))
 
         listen = Listen(LOOPBACK, port, self.identity)
-        return serving([listen], [discovery, openai, raw], (OPENAI, SERVICE), drain_grace_s=0.2)
+        limits = ServerLimits(message_bytes=self.edge.limits.body_bytes + ENVELOPE_BYTES)
+        return serving([listen], [discovery, openai, raw], (OPENAI, SERVICE), limits=limits, drain_grace_s=0.2)
 
     def publish(self, *gateways: Endpoint, **changes: Any) -> None:
         """Put these gateways in force, with these changes to the edge."""
         self.edge, self.gateways = replace(self.edge, **changes), gateways
-        self.holder.publish(edge_snapshot(self.edge, gateways))
+        self.holder.publish(edge_snapshot(self.edge, gateways, http=self.http))
+
+    async def door(self, gateway: Endpoint, service: ServiceDescriptor, servicer: object) -> None:
+        """A port of this gateway's for HTTP, in force with what is published next."""
+        limits = HttpLimits(self.edge.limits.body_bytes, 1024)
+        door = HttpDoor(Paths([service]), {service.full_name: servicer}, refusal, limits)
+        port = await self.stack.enter_async_context(http_serving(door, LOOPBACK, 0, self.identity, 0.2))
+        self.http = {gateway: Endpoint(LOOPBACK, port)}
 
     async def envoy(self, *control_planes: Endpoint, name: str = "edge-1", **options: Any) -> RunningEnvoy:
         """An Envoy that gets its configuration from these."""

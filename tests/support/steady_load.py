@@ -14,7 +14,7 @@ import numpy as np
 from inference import grpc_service_pb2, grpc_service_pb2_grpc
 
 REQUEST_S = 40.0
-"""A silent worker is noticed by keep-alive within 15 s; until then what was sent to it waits."""
+"""Longer than anything takes to be noticed: a silent worker after seconds, one whose lease ends after a quarter of a minute."""
 
 _DIGITS_BYTES = 40
 

@@ -216,8 +216,10 @@ async def openai_answer(asked: Asked, reply: Reply) -> None:
             await reply.whole({"object": "list", "data": [{"id": "echo", "object": "model"}]})
         case "embeddings":
             await _embed(asked.body, reply)
+        case "completions" if not asked.body.get("stream") and _text_asked(asked.body) not in ("refuse", "break", "hang"):
+            await _whole(asked.body, reply)
         case "completions" if "messages" in asked.body:
-            await _talk(asked.body["messages"][-1]["content"], reply, chat_chunk)
+            await (_call if "tools" in asked.body else _talk)(asked.body["messages"][-1]["content"], reply, chat_chunk)
         case "completions":
             await _talk(asked.body["prompt"], reply, text_chunk)
         case _:
@@ -260,6 +262,39 @@ async def _talk(text: str, reply: Reply, chunk: Callable[..., Mapping[str, Any]]
     await reply.end()
 
 
+def _text_asked(body: Any) -> str:
+    return str(body["messages"][-1]["content"] if "messages" in body else body["prompt"])
+
+
+async def _whole(body: Any, reply: Reply) -> None:
+    """The same in one."""
+    text, words = _text_asked(body), len(_text_asked(body).split(" "))
+    function = {"name": "echo", "arguments": json.dumps({"words": f"{text} "})}
+    call = {"id": "call-1", "type": "function", "function": function}
+    message: Any = {"role": "assistant", "content": text}
+    if "tools" in body:
+        message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    said = {"message": message} if "messages" in body else {"text": text}
+    choice = {"index": 0, **said, "finish_reason": "tool_calls" if "tools" in body else "stop"}
+    usage = {"prompt_tokens": words, "completion_tokens": words, "total_tokens": 2 * words}
+    await reply.whole({"object": "whatever", "choices": [choice], "usage": usage})
+
+
+async def _call(text: str, reply: Reply, chunk: Callable[..., Mapping[str, Any]]) -> None:
+    """Calls the function "echo" with the words, word by word."""
+    await reply.begin_events()
+    named = {"index": 0, "id": "call-1", "type": "function", "function": {"name": "echo", "arguments": '{"words": "'}}
+    parts = [named, *({"index": 0, "function": {"arguments": f"{word} "}} for word in text.split(" "))]
+    for part in (*parts, {"index": 0, "function": {"arguments": '"}'}}):
+        event = chunk(None)
+        event["choices"][0]["delta"]["tool_calls"] = [part]
+        await reply.event(event)
+    await reply.event(chunk(None, "tool_calls"))
+    await reply.event({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": len(parts), "total_tokens": 1}})
+    await reply.event(b"[DONE]")
+    await reply.end()
+
+
 async def gemini_answer(asked: Asked, reply: Reply) -> None:
     """Google's API: contents are streamed, embeddings tell of their text's length."""
     path, _, query = asked.path.partition("?")
@@ -267,6 +302,9 @@ async def gemini_answer(asked: Asked, reply: Reply) -> None:
     match method:
         case "streamGenerateContent" if query == "alt=sse":
             await _generate(asked.body["contents"][-1]["parts"][-1]["text"], reply)
+        case "generateContent":
+            text = asked.body["contents"][-1]["parts"][-1]["text"]
+            await reply.whole(gemini_chunk(text, "STOP", promptTokenCount=1, candidatesTokenCount=2))
         case "batchEmbedContents":
             texts = [each["content"]["parts"][0]["text"] for each in asked.body["requests"]]
             await reply.whole({"embeddings": [{"values": vector_of(text)} for text in texts]})

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -26,6 +26,7 @@ from worker.life.loading import LoadRules
 from worker.life.memory import Usage
 from worker.life.reconcile import Reconciler
 from worker.statistics import CopyStatistics
+from worker.traits import Traits
 from worker.types import CopyState, ModelSpec, Task
 
 KEY = "/penstock/control/here/assignments/me"
@@ -107,6 +108,8 @@ class World:
         if spec.model == "refused":
             raise ModelRefused("an output is missing")
         self.resident_bytes += 1000
+        if spec.model == "skilled":
+            spec = replace(spec, traits=Traits(frozenset({"resume"}), context_tokens=64))
         return cast("LoadedModel", _Loaded(spec, self.closed))
 
     def add(self, loaded: LoadedModel) -> None:

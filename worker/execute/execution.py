@@ -164,7 +164,9 @@ class Execution:
             message = await context.read()
             return None if message is grpc.aio.EOF else message
 
-        stream = ExecuteStream(self._inference, self, self._limits, context.write, self._load_header(), self._rule())
+        stream = ExecuteStream(
+            self._inference, self, self._limits, context.write, self._load_header(), self._rule(), self._load_now
+        )
         self._streams.add(stream)
         self._gone.clear()
         try:
@@ -173,6 +175,9 @@ class Execution:
             self._streams.discard(stream)
             if not self._streams:
                 self._gone.set()
+
+    def _load_now(self) -> bytes:
+        return load_prefix(self._inference.load, draining=self.draining)
 
     def _load_header(self) -> Callable[[], bytes]:
         last: tuple[int, int, bool] | None = None

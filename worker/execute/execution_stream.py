@@ -35,7 +35,10 @@ from worker.types import Inference
 _log = structlog.get_logger("penstock.execution")
 
 _TELL_S = 0.5
-"""How old the load may be that the other end knows, while nothing else is written."""
+"""How old the load may be that the other end knows, while nothing else is written and no call is open."""
+
+BEAT_S = 0.25
+"""While calls are open something is written at least every two of these: a gateway takes long silence for a lost worker."""
 
 
 class StreamFull(PenstockError, code=Code.RESOURCE_EXHAUSTED, reason="STREAM_FULL"):
@@ -95,7 +98,9 @@ class ExecuteStream:
         write: Callable[[bytes], Awaitable[None]],
         header: Callable[[], bytes],
         rule: GatherRule,
+        beat: Callable[[], bytes] = bytes,
     ) -> None:
+        """`header`: what to put in front of a message. `beat`: a message for when there is nothing else to say."""
         self._inference = inference
         self._intake = intake
         self._limits = limits
@@ -103,6 +108,8 @@ class ExecuteStream:
         self._calls: dict[int, _Call] = {}
         self._uploading_bytes = 0
         self._raw_write = write
+        self._beat = beat
+        self._wrote = False
         self._writer = FrameWriter(self._write, rule, self._open_calls, header=header)
         self._over: asyncio.Future[PenstockError | None] = self._loop.create_future()
         self._idle = asyncio.Event()
@@ -119,11 +126,11 @@ class ExecuteStream:
                 teller = group.create_task(self._tell())
                 how = await self._over
                 reader.cancel()
-                teller.cancel()
                 if how is not None:
                     self._cancel_all()
                 self._fail_unfinishable()
                 await self._idle.wait()
+                teller.cancel()
                 await self._writer.flush()
                 writer.cancel()
         finally:
@@ -158,10 +165,11 @@ class ExecuteStream:
         self._writer.push(0, b"")
 
     async def _tell(self) -> None:
-        """Tell a gateway that has no answers due how busy others keep this worker."""
+        """Tell a gateway without answers due how busy others keep this worker; one that waits for some, that it is there."""
         while True:
-            await asyncio.sleep(_TELL_S)
-            self.announce()
+            await asyncio.sleep(BEAT_S if self._calls else _TELL_S)
+            silent, self._wrote = not self._wrote, False
+            self._writer.push(0, self._beat() if silent and self._calls else b"")
 
     def _open_calls(self) -> int:
         return len(self._calls)
@@ -171,6 +179,7 @@ class ExecuteStream:
             self._over.set_result(violation)
 
     async def _write(self, message: bytes) -> None:
+        self._wrote = True
         try:
             await self._raw_write(message)
         except Exception as error:

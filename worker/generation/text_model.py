@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Literal
 
+from runtime.errors import PenstockError
 from worker.batching.queue import batch_policy
 from worker.engine import Piece, TextEngine, TextRequest
+from worker.generation.capabilities import check_capabilities
 from worker.generation.generations import Generations
 from worker.kserve.codec import RequestCodec
 from worker.lane import thread_name
-from worker.statistics import CopyStatistics
+from worker.statistics import CopyStatistics, Failure
 from worker.types import CallContext, Kind, ModelSpec
 
 
@@ -50,6 +52,11 @@ class TextModel:
     def generate(
         self, request: TextRequest, call: CallContext, *, priority: int = 0, timeout_s: float | None = None
     ) -> AsyncGenerator[Piece, None]:
+        try:
+            check_capabilities(self.spec, request)
+        except PenstockError:
+            self.statistics.failed(Failure.OTHER, 0)
+            raise
         return self._generations.generate(request, call, priority=priority, timeout_s=timeout_s)
 
     async def drained(self) -> None:

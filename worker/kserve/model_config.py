@@ -97,6 +97,8 @@ def config_of(spec: ModelSpec) -> pb.ModelConfig:
     if spec.compiled_for is not None:
         for capability in spec.compiled_for.compute_capabilities:
             config.cc_model_filenames[capability] = config.default_model_filename
+    if spec.traits.cacheable:
+        config.response_cache.enable = True
     if spec.decoupled:
         config.model_transaction_policy.decoupled = True
     return config

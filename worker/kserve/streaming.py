@@ -17,7 +17,7 @@ from inference import grpc_service_pb2
 
 from runtime.errors import PenstockError
 from runtime.status import translated
-from runtime.whole_batches import whole
+from runtime.whole_batches import Writes, whole
 from worker.inference import TableInference
 from worker.kserve.codec import parse, streamed
 from worker.models import ModelTable, UnknownModel
@@ -40,6 +40,7 @@ async def serve_stream(
             await stream.read(tasks)
     except BaseExceptionGroup as group:
         # Tasks raise only what is to end the stream; the others were cancelled for it.
+        await stream.writes.ended()  # or its status could not leave
         raise group.exceptions[0] from None
 
 
@@ -51,7 +52,7 @@ class _Stream:
         self._table = table
         self._context = context
         self._call = call
-        self._writing = asyncio.Lock()
+        self.writes = Writes(context)
         self._places = asyncio.Semaphore(_IN_FLIGHT)
         self._as_status = any(
             key == _ERRORS_AS_STATUS and value in ("true", b"true") for key, value in context.invocation_metadata() or ()
@@ -109,5 +110,4 @@ class _Stream:
     async def _write(self, message: bytes, before: asyncio.Event | None) -> None:
         if before is not None:
             await before.wait()
-        async with self._writing:  # one write at a time is what grpc.aio allows
-            await whole(self._context.write(message))
+        await self.writes.write(message)

@@ -4,6 +4,8 @@ A codec. The names of the request parameters are those of Triton's text backends
 stop, frequency_penalty, presence_penalty, repetition_penalty, logprobs (how many of the likeliest tokens are told at each
 place, 0 = the chosen one alone); and `chat_template` (bool), which tells whether a chat model's own template is put around the
 text (it is, unless false). Log probabilities come as a response parameter `logprobs`: JSON, as OpenAI's interface has them.
+Where the engine knows them, a response parameter `token_ids` has the tokens that became its text: numbers, commas between them.
+All of them so far, given as request parameter `resume_token_ids`, have the generation go on after them.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "repetition_penalty": (float, int),
     "logprobs": (int,),
     "chat_template": (bool,),
+    "resume_token_ids": (str,),
 }
 _COUNTS = ("max_tokens", "top_k", "seed", "logprobs")
 
@@ -72,7 +75,17 @@ def text_request(spec: ModelSpec, request: TensorRequest) -> TextRequest:
         max_tokens=int(asked.get("max_tokens", 0)),
         stop=(stop,) if stop else (),
         top_logprobs=int(asked["logprobs"]) if "logprobs" in asked else None,
+        resume_token_ids=_resumed(str(asked.get("resume_token_ids", ""))),
     )
+
+
+def _resumed(written: str) -> tuple[int, ...]:
+    try:
+        return tuple(map(int, written.split(","))) if written else ()
+    except ValueError as error:
+        raise InvalidArgument(
+            f"parameter 'resume_token_ids' is {written[:100]!r}; it takes token numbers with commas between"
+        ) from error
 
 
 def _fraction(asked: Mapping[str, bool | int | float | str], name: str) -> float | None:
@@ -88,6 +101,8 @@ def text_response(codec: RequestCodec, request: TensorRequest, piece: Piece) -> 
         array = object_array([piece.text.encode()])
         response = codec.response(request.request_id, request.outputs[:1], [array] * (request.outputs[0].index + 1))
     response.parameters[FINAL].bool_param = final
+    if piece.token_ids:
+        response.parameters["token_ids"].string_param = ",".join(map(str, piece.token_ids))
     if piece.logprobs:
         response.parameters["logprobs"].string_param = json.dumps([_told(each) for each in piece.logprobs])
     if piece.finish is not None:

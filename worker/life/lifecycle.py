@@ -33,6 +33,7 @@ from types import MappingProxyType
 
 from runtime.errors import Code, PenstockError
 from runtime.ids import Digest, ModelName, ModelVersion
+from worker.traits import NO_TRAITS, Traits
 from worker.types import CopyState, Task
 
 MAX_REASON_CHARACTERS = 300
@@ -93,6 +94,8 @@ class Copy:
     task: Task | None = None
     """Known once the manifest was read."""
     max_batch_size: int = 0
+    traits: Traits = NO_TRAITS
+    """Those of the manifest once it was read, and with its engine's once it is open."""
     signer: bytes = b""
     """Public key of who signed the manifest, known once that was read; empty for a folder that is served as it lies."""
     retry_at_s: float | None = None
@@ -175,9 +178,9 @@ class Holdings:
             del self._copies[copy.key]
             self.tell()
 
-    def describe(self, copy: Copy, *, task: Task, max_batch_size: int) -> None:
-        """The copy's manifest was read."""
-        copy.task, copy.max_batch_size = task, max_batch_size
+    def describe(self, copy: Copy, *, task: Task, max_batch_size: int, traits: Traits = NO_TRAITS) -> None:
+        """The copy's manifest was read, or its engine has been opened and says more."""
+        copy.task, copy.max_batch_size, copy.traits = task, max_batch_size, traits
         self.tell()
 
     def explain(self, copy: Copy, reason: str) -> None:

@@ -164,11 +164,12 @@ class Loader:
         copy.memory_bytes = taken_bytes(spec, sum(file.size_bytes for file in description.files))
         copy.pinned, copy.signer = is_pinned(spec), spec.signer
         self._check(copy)
-        self._holdings.describe(copy, task=spec.task, max_batch_size=spec.max_batch_size)
+        self._describe(copy, spec)
         prepared = await self._files.prepare(description, progress)
         try:
             await self.rooms.given_to(copy)
             loaded = await self._measured(copy, spec, prepared.folder)
+            self._describe(copy, loaded.spec)
             try:
                 await self._files.check(prepared)
             except BaseException:
@@ -178,6 +179,9 @@ class Loader:
             await self._files.release(prepared)
             raise
         return loaded, prepared
+
+    def _describe(self, copy: Copy, spec: ModelSpec) -> None:
+        self._holdings.describe(copy, task=spec.task, max_batch_size=spec.max_batch_size, traits=spec.traits)
 
     async def _measured(self, copy: Copy, spec: ModelSpec, folder: Path) -> LoadedModel:
         """Open, and note by how much the process grew, if nothing else was opened meanwhile."""

@@ -241,7 +241,7 @@ class FolderRepository:
             for event in (LifeEvent.LOAD_BEGUN, LifeEvent.LOADED):
                 self._holdings.move(copy, event)
         copy.digest, copy.reason = spec.digest, ""
-        self._holdings.describe(copy, task=spec.task, max_batch_size=spec.max_batch_size)
+        self._holdings.describe(copy, task=spec.task, max_batch_size=spec.max_batch_size, traits=loaded.spec.traits)
         if before is not None:
             self._begun(self._table.let_go(before, self._drain_grace_s))
         _log.info("model_ready", model=spec.model, version=spec.version, folder=str(entry.folder))

@@ -15,6 +15,7 @@ from inference import grpc_service_pb2
 
 from runtime.errors import InvalidArgument, PenstockError
 from worker.engine import EngineFailed, ModelRefused, Piece, RemoteEngine, TextRequest
+from worker.generation.capabilities import check_capabilities
 from worker.kserve.codec import RequestCodec
 from worker.remote.admissions import Admissions
 from worker.statistics import CopyStatistics, Failure
@@ -90,6 +91,11 @@ class RemoteTextModel(_RemoteModel):
         self, request: TextRequest, call: CallContext, *, priority: int = 0, timeout_s: float | None = None
     ) -> AsyncGenerator[Piece, None]:
         """Pieces as they come; none is asked for before the one before it was taken. Closing ends the call upstream at once."""
+        try:
+            check_capabilities(self.spec, request)
+        except PenstockError:
+            self.statistics.failed(Failure.OTHER, 0)
+            raise
         admissions = self._admissions
         async with admissions.place(
             priority=priority or call.priority, deadline_s=call.deadline_s, queue_timeout_s=timeout_s

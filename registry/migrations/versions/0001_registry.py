@@ -56,6 +56,32 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("token_id", name=op.f("pk_join_tokens")),
     )
     op.create_table(
+        "limit_changes",
+        sa.Column("one", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("generation", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("one", name=op.f("pk_limit_changes")),
+    )
+    op.create_table(
+        "limits",
+        sa.Column("limit_id", sa.String(length=32), nullable=False),
+        sa.Column("tenant", sa.String(length=63), nullable=False),
+        sa.Column("key_id", sa.String(length=32), nullable=False),
+        sa.Column("model", sa.String(length=128), nullable=False),
+        sa.Column("scope", sa.String(length=16), nullable=False),
+        sa.Column("set_by", sa.String(length=16), nullable=False),
+        sa.Column("requests_per_s", sa.Float(precision=53), nullable=False),
+        sa.Column("burst", sa.BigInteger(), nullable=False),
+        sa.Column("tokens_per_min", sa.BigInteger(), nullable=False),
+        sa.Column("concurrent_requests", sa.BigInteger(), nullable=False),
+        sa.Column("requests_per_day", sa.BigInteger(), nullable=False),
+        sa.Column("tokens_per_day", sa.BigInteger(), nullable=False),
+        sa.Column("when_unsure", sa.String(length=16), nullable=False),
+        sa.Column("generation", sa.BigInteger(), nullable=False),
+        sa.Column("seal", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("limit_id", name=op.f("pk_limits")),
+    )
+    op.create_index("ix_limits_tenant_key_id", "limits", ["tenant", "key_id"], unique=False)
+    op.create_table(
         "nodes",
         sa.Column("node_id", sa.String(length=20), nullable=False),
         sa.Column("role", sa.String(length=16), nullable=False),

@@ -125,7 +125,7 @@ async def test_what_a_failure_means(mesh: SmallMesh, error: PenstockError, final
     ("call", "code", "status", "fault"),
     [
         (chat(stream=True), Code.INVALID_ARGUMENT, 400, "unsupported_value"),
-        (chat(n=2), Code.INVALID_ARGUMENT, 400, "unsupported_parameter"),
+        (chat(logprobs=True), Code.INVALID_ARGUMENT, 400, "unsupported_parameter"),
         (chat("nothing"), Code.NOT_FOUND, 404, "model_not_found"),
         (chat("digits"), Code.INVALID_ARGUMENT, 400, "unsupported_model"),
         (HttpCall(CHAT, b"{"), Code.INVALID_ARGUMENT, 400, "invalid_json"),
@@ -162,7 +162,7 @@ async def test_a_model_that_the_key_was_not_for(mesh: SmallMesh, call: HttpCall 
 
 async def test_a_key_that_was_revoked_since_does_nothing_more() -> None:
     mesh = small_mesh()
-    await mesh.callers.charge({"authorization": f"Bearer {SECRET}"})
+    await mesh.callers.identify({"authorization": f"Bearer {SECRET}"})
     mesh.targets._enforced = False  # which model is whose is not what this is about
     assert not isinstance(await Execution(mesh)(job(chat(), key_id="k1")), JobFailure)
     mesh.revoke(SECRET)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc.aio
@@ -17,9 +17,12 @@ from penstock.gateway.v1 import gateway_pb2, gateway_pb2_grpc
 from penstock.worker.v1 import worker_pb2
 from prometheus_client import CollectorRegistry
 
-from gateway.admission import KeyFacts
+from gateway.admission import KeyFacts, RateLimited
+from gateway.auto import AutoModels
 from gateway.callers import Callers
+from gateway.exchange import Exchange, Exchanges
 from gateway.keys import Keys
+from gateway.limits.types import Limit
 from gateway.links.types import CallContext, Method
 from gateway.metrics import GatewayMetrics
 from gateway.openai.peers import BatchesClient, FilesClient
@@ -51,6 +54,12 @@ def piece(text: str, finish: int = 0, prompt_tokens: int = 0, completion_tokens:
     return message.SerializeToString()
 
 
+def called(place: int, call_id: str = "", name: str = "", arguments: str = "") -> bytes:
+    """A part of a tool call."""
+    part = worker_pb2.ToolCallDelta(index=place, id=call_id, name=name, arguments=arguments)
+    return worker_pb2.GenerateResponse(tool_calls=[part]).SerializeToString()
+
+
 ANSWER = (piece("Hel"), piece('lo "wörld"\n'), piece("", worker_pb2.FINISH_REASON_STOP, 7, 3))
 
 
@@ -59,6 +68,8 @@ class ScriptedRouter:
     """Answers what it was told, and remembers what it was asked."""
 
     answers: Sequence[bytes | PenstockError] = ANSWER
+    answering: str = ""
+    """The model that answers; empty: the one that is asked."""
     asked: list[worker_pb2.GenerateRequest] = field(default_factory=list)
     inferred: list[kserve.ModelInferRequest] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
@@ -68,7 +79,8 @@ class ScriptedRouter:
     left: asyncio.Event = field(default_factory=asyncio.Event)
     embed: Callable[[kserve.ModelInferRequest], np.ndarray[Any, Any]] = field(default=lambda request: _embedded(request))
 
-    async def infer(self, request: Request, payload: bytes, call: CallContext) -> bytes:
+    async def infer(self, request: Request, payload: bytes, call: CallContext, exchange: Exchange) -> bytes:
+        exchange.granted("w1", request.model, request.version or ModelVersion("1"))
         asked = kserve.ModelInferRequest.FromString(payload)
         self.inferred.append(asked)
         self.requests.append(request)
@@ -88,11 +100,12 @@ class ScriptedRouter:
         request: Request,
         payload: bytes,
         call: CallContext,
-        on_granted: Callable[[ModelVersion], None] | None = None,
+        exchange: Exchange,
     ) -> AsyncGenerator[bytes, None]:
         assert method is Method.GENERATE
-        if on_granted is not None:
-            on_granted(request.version or ModelVersion("1"))
+        if self.answering:
+            exchange.fell_back = request.model
+        exchange.granted("w1", self.answering or request.model, request.version or ModelVersion("1"))
         self.asked.append(worker_pb2.GenerateRequest.FromString(payload))
         self.requests.append(request)
         self.calls.append(call)
@@ -174,23 +187,60 @@ class FixedKeys:
         raise NotFound("no such key")
 
 
+@dataclass(slots=True)
+class OneByOne:
+    """A `gateway.exchange.Limiter` of requests/s, one at a time; remembers what requests were thought to take, and took."""
+
+    free_at_s: dict[KeyId, float] = field(default_factory=dict)
+    thought: list[int] = field(default_factory=list)
+    came_to: list[tuple[int, int]] = field(default_factory=list)
+
+    async def admit(self, key: KeyFacts, model: str, tokens: int, deadline_s: float | None = None) -> OneTicket | None:
+        now_s = asyncio.get_running_loop().time()
+        wait_s = self.free_at_s.get(key.key_id, 0.0) - now_s
+        if wait_s > 0:
+            raise RateLimited("this key asks too often", retry_after_s=wait_s)
+        self.free_at_s[key.key_id] = now_s + 1 / key.limits[0].requests_per_s
+        self.thought.append(tokens)
+        return OneTicket(self)
+
+
+@dataclass(slots=True)
+class OneTicket:
+    limiter: OneByOne
+
+    def used(self, prompt_tokens: int, completion_tokens: int) -> None:
+        self.limiter.came_to.append((prompt_tokens, completion_tokens))
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        return (("x-ratelimit-remaining-requests", "0"),)
+
+
 _KEYS = {
     SECRET: KeyFacts(KeyId("k1"), TenantId("acme")),
-    LIMITED: KeyFacts(KeyId("k2"), TenantId("acme"), requests_per_s=0.5, burst=1),
+    LIMITED: KeyFacts(KeyId("k2"), TenantId("acme"), limits=(Limit("slow", key_id="k2", requests_per_s=0.5, burst=1),)),
     NARROW: KeyFacts(KeyId("k3"), TenantId("acme"), allowed_models=frozenset({"words"})),
     STRANGER: KeyFacts(KeyId("k4"), TenantId("other")),
     AUDITOR: KeyFacts(KeyId("k5"), TenantId("acme"), may_infer=False),
 }
 
 
-def _copy(model: str, task: str, state: CopyState = CopyState.READY, max_batch_size: int = 0) -> Copy:
-    return Copy(ModelName(model), ModelVersion("1"), Digest(f"d-{model}"), state, task=task, max_batch_size=max_batch_size)
+ABLE = frozenset({"tools", "json", "json_schema", "logprobs", "penalties", "logit_bias"})
+
+
+def _copy(model: str, task: str, state: CopyState = CopyState.READY, max_batch_size: int = 0, able: bool = False) -> Copy:
+    copy = Copy(ModelName(model), ModelVersion("1"), Digest(f"d-{model}"), state, task=task, max_batch_size=max_batch_size)
+    return replace(copy, capabilities=ABLE) if able else copy
 
 
 def small_fleet() -> FixedFleet:
     copies = (
         _copy("sums", "chat"),
         _copy("words", "completion"),
+        _copy("able", "chat", able=True),
         _copy("digits", "tensor"),
         _copy("vectors", "embedding", max_batch_size=4),
         _copy("late", "chat", CopyState.LOADING),
@@ -204,7 +254,8 @@ class SmallMesh:
     """What a gateway.mesh.Mesh is to the service."""
 
     callers: Callers
-    metrics: GatewayMetrics
+    exchanges: Exchanges
+    auto: AutoModels
     counted: CollectorRegistry
     fleet: FixedFleet
     targets: Targets
@@ -214,6 +265,11 @@ class SmallMesh:
     regions: Regions = field(default_factory=lambda: Regions(LOCAL, lambda: (LOCAL,), header_allowed=True))
     directory: FixedKeys = field(default_factory=FixedKeys)
     keys: Keys | None = None
+    limiter: OneByOne = field(default_factory=lambda: OneByOne())
+
+    @property
+    def dispatch(self) -> ScriptedRouter:
+        return self.router
 
     def revoke(self, secret: str) -> None:
         """As the registry would, and tell of it."""
@@ -230,7 +286,11 @@ def small_mesh(*, keys: bool = True, board: NoticeBoard | None = None) -> SmallM
     counted, fleet, directory = CollectorRegistry(), small_fleet(), FixedKeys()
     known = Keys(directory, SystemClock()) if keys else None
     callers, targets = Callers(known, GatewayMetrics(CollectorRegistry())), Targets(board, fleet, enforced=keys, wait_s=0.2)
-    return SmallMesh(callers, GatewayMetrics(counted), counted, fleet, targets, directory=directory, keys=known)
+    limiter = OneByOne()
+    exchanges = Exchanges(GatewayMetrics(counted), limiter)
+    return SmallMesh(
+        callers, exchanges, AutoModels(), counted, fleet, targets, directory=directory, keys=known, limiter=limiter
+    )
 
 
 @dataclass(slots=True)

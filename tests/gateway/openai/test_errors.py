@@ -6,10 +6,12 @@ import json
 
 import pytest
 
-from gateway.admission import KeyMissing, KeyRefused, ModelNotAllowed, RateLimited
+from gateway.admission import KeyMissing, KeyRefused, ModelNotAllowed, RateLimited, TooManyGuesses
 from gateway.openai.errors import BodyTooLarge, RequestRefused, error_answer, error_event
 from gateway.refusals import FleetFull, ModelCold, ModelUnknown
 from runtime.errors import (
+    CapabilityLacking,
+    ContextExceeded,
     DeadlineExceeded,
     FailedPrecondition,
     Internal,
@@ -25,6 +27,8 @@ from runtime.errors import (
     [
         (RequestRefused("x", param="n", fault="f"), 400, "invalid_request_error", "n", "f"),
         (InvalidArgument("x"), 400, "invalid_request_error", None, "invalid_value"),
+        (ContextExceeded("x"), 400, "invalid_request_error", "messages", "context_length_exceeded"),
+        (CapabilityLacking("x"), 400, "invalid_request_error", None, "unsupported_parameter"),
         (FailedPrecondition("x"), 400, "invalid_request_error", None, "failed_precondition"),
         (Unimplemented("x"), 400, "invalid_request_error", None, "unsupported"),
         (KeyMissing("x"), 401, "invalid_request_error", None, "missing_api_key"),
@@ -33,6 +37,7 @@ from runtime.errors import (
         (ModelUnknown("x"), 404, "invalid_request_error", "model", "model_not_found"),
         (BodyTooLarge("x"), 413, "invalid_request_error", None, "request_too_large"),
         (RateLimited("x"), 429, "rate_limit_error", None, "rate_limit_exceeded"),
+        (TooManyGuesses("x"), 429, "rate_limit_error", None, "rate_limit_exceeded"),
         (Internal("x"), 500, "server_error", None, "internal_error"),
         (ResourceExhausted("x"), 503, "server_error", None, "overloaded"),
         (FleetFull("x"), 503, "server_error", None, "overloaded"),
@@ -43,7 +48,8 @@ from runtime.errors import (
 def test_status_and_body(error: PenstockError, status: int, kind: str, param: str | None, code: str) -> None:
     answer = error_answer(error)
     assert answer.status == status
-    assert answer.headers == (("x-penstock-http-status", str(status)),)
+    waits = (("retry-after", "1"), ("retry-after-ms", "1000")) if status in (429, 503) else ()
+    assert answer.headers == (("x-penstock-http-status", str(status)), *waits)
     assert json.loads(answer.body) == {"error": {"message": "x", "type": kind, "param": param, "code": code}}
 
 

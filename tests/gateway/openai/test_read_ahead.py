@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from gateway.openai.read_ahead import ReadAhead
+from gateway.openai.read_ahead import Pace, ReadAhead
 
 
 class Source:
@@ -77,3 +77,53 @@ async def test_cancelled_while_waiting() -> None:
     with pytest.raises(asyncio.CancelledError):
         await reading
     assert source.closed
+
+
+class Steps:
+    """A source that gives one item for each time it is told to, and ends when told."""
+
+    def __init__(self) -> None:
+        self.orders: asyncio.Queue[int | None] = asyncio.Queue()
+
+    async def read(self) -> AsyncGenerator[int, None]:
+        while (item := await self.orders.get()) is not None:
+            yield item
+
+
+FAR_S = 3600.0
+PATIENCE_S = 10
+
+
+async def test_where_many_are_written_the_first_goes_at_once_and_so_does_the_end() -> None:
+    steps, pace = Steps(), Pace(free=0, distance_s=FAR_S)
+    async with ReadAhead(steps.read(), pace) as ahead:
+        steps.orders.put_nowait(1)
+        assert await asyncio.wait_for(ahead.take(), PATIENCE_S) == [1]
+        taking = asyncio.ensure_future(ahead.take())
+        for item in (2, 3):
+            steps.orders.put_nowait(item)
+        while not steps.orders.empty():
+            await asyncio.sleep(0)
+        assert not taking.done(), "what comes now waits for its distance"
+        steps.orders.put_nowait(None)
+        assert await asyncio.wait_for(taking, PATIENCE_S) == [2, 3]
+        assert await asyncio.wait_for(ahead.take(), PATIENCE_S) == []
+    assert pace.answers == 0
+
+
+async def test_no_distance_is_kept_where_there_is_no_room_for_more() -> None:
+    steps = Steps()
+    async with ReadAhead(steps.read(), Pace(free=0, distance_s=FAR_S), at_most=3) as ahead:
+        steps.orders.put_nowait(0)
+        assert await asyncio.wait_for(ahead.take(), PATIENCE_S) == [0]
+        for item in (1, 2, 3):
+            steps.orders.put_nowait(item)
+        assert await asyncio.wait_for(ahead.take(), PATIENCE_S) == [1, 2, 3]
+
+
+async def test_a_few_answers_keep_no_distance() -> None:
+    steps = Steps()
+    async with ReadAhead(steps.read(), Pace(free=1, distance_s=FAR_S)) as ahead:
+        for item in (1, 2, 3):
+            steps.orders.put_nowait(item)
+            assert await asyncio.wait_for(ahead.take(), PATIENCE_S) == [item]

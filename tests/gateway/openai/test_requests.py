@@ -18,6 +18,8 @@ from gateway.openai.types import Sampling, Style, TextAsked, Turn, VectorsAsked
 CHAT: Mapping[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 COMPLETION: Mapping[str, Any] = {"model": "m", "prompt": "hi"}
 TURN = Turn("user", "hi")
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{}"}}
 
 
 def chat(**changes: Any) -> TextAsked:
@@ -33,8 +35,8 @@ def vectors(**fields: Any) -> VectorsAsked:
 
 
 def test_the_least() -> None:
-    assert chat() == TextAsked("m", (TURN,))
-    assert completion() == TextAsked("m", "hi", max_tokens=16)
+    assert chat() == TextAsked("m", ((TURN,),))
+    assert completion() == TextAsked("m", ("hi",), max_tokens=16)
 
 
 def test_everything() -> None:
@@ -56,9 +58,52 @@ def test_everything() -> None:
         metadata={"a": "b"},
         prompt_cache_key="talk-7",
     )
-    turns = (Turn("system", "be brief"), Turn("user", "a\nb"), Turn("assistant", "c"))
+    turns = (Turn("system", "be brief", "boss"), Turn("user", "a\nb"), Turn("assistant", "c"))
     sampling = Sampling(0.5, 0.9, 3, 2**64 - 1)
-    assert asked == TextAsked("m", turns, sampling, 5, ("x", "y"), True, True, "talk-7")
+    assert asked == TextAsked("m", (turns,), sampling, 5, ("x", "y"), True, True, "talk-7")
+
+
+def test_what_needs_a_model_that_can() -> None:
+    asked = chat(
+        tools=[ADD],
+        tool_choice={"type": "function", "function": {"name": "add"}},
+        parallel_tool_calls=False,
+        response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
+        logprobs=True,
+        top_logprobs=3,
+        logit_bias={"7": -100, "3": 1.5},
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        n=3,
+    )
+    assert asked.needs == {
+        "logprobs": "logprobs",
+        "penalties": "frequency_penalty",
+        "logit_bias": "logit_bias",
+        "tools": "tools",
+        "json_schema": "response_format",
+    }
+    assert (json.loads(asked.tool_use.tools_json), asked.tool_use.parallel) == ([ADD], False)
+    assert (asked.top_logprobs, asked.logit_bias, asked.n) == (3, ((3, 1.5), (7, -100.0)), 3)
+    assert (asked.sampling.frequency_penalty, asked.sampling.presence_penalty) == (0.5, -0.5)
+    assert chat(response_format={"type": "json_object"}).needs == {"json": "response_format"}
+    assert chat(logprobs=True).top_logprobs == 0
+    assert completion(logprobs=0).top_logprobs == 0
+
+
+def test_turns_of_tools() -> None:
+    turns = [*CHAT["messages"], {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    asked = chat(messages=[*turns, {"role": "tool", "tool_call_id": "c1", "content": "2"}])
+    called = json.dumps([CALL], separators=(",", ":"))
+    assert asked.prompts == ((TURN, Turn("assistant", "", tool_calls_json=called), Turn("tool", "2", tool_call_id="c1")),)
+    assert asked.needs == {"tools": "messages[1]"}
+
+
+def test_answers_in_all_are_bounded() -> None:
+    assert completion(prompt=["a"] * 8, n=16).choices == 128
+    with pytest.raises(RequestRefused, match="144 answers; at most 128"):
+        completion(prompt=["a"] * 9, n=16)
+    assert completion(n=3, best_of=3).n == 3
 
 
 def test_the_smallest_nucleus_is_the_likeliest_token() -> None:
@@ -80,7 +125,8 @@ def test_the_smallest_nucleus_is_the_likeliest_token() -> None:
     ],
 )
 def test_what_asks_for_nothing_is_let_pass(harmless: Mapping[str, Any]) -> None:
-    assert chat(**harmless).prompt == (TURN,)
+    asked = chat(**harmless)
+    assert (asked.prompts, asked.needs) == (((TURN,),), {})
 
 
 @pytest.mark.parametrize(
@@ -94,7 +140,13 @@ def test_what_asks_for_nothing_is_let_pass(harmless: Mapping[str, Any]) -> None:
         ({"messages": []}, "messages", "empty_array"),
         ({"messages": ["hi"]}, "messages[0]", "invalid_type"),
         ({"messages": [{"content": "hi"}]}, "messages[0].role", "missing_required_parameter"),
-        ({"messages": [{"role": "tool", "content": "hi"}]}, "messages[0].role", "unsupported_value"),
+        ({"messages": [{"role": "function", "content": "hi"}]}, "messages[0].role", "unsupported_value"),
+        ({"messages": [{"role": "tool", "content": "hi"}]}, "messages[0].tool_call_id", "missing_required_parameter"),
+        (
+            {"messages": [{"role": "user", "content": "hi", "tool_call_id": "c"}]},
+            "messages[0].tool_call_id",
+            "unsupported_parameter",
+        ),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "missing_required_parameter"),
         ({"messages": [{"role": "user", "content": 1}]}, "messages[0].content", "invalid_type"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content", "invalid_value"),
@@ -111,18 +163,43 @@ def test_what_asks_for_nothing_is_let_pass(harmless: Mapping[str, Any]) -> None:
         ),
         (
             {"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]},
-            "messages[0].tool_calls",
-            "unsupported_parameter",
+            "messages[0].tool_calls[0].id",
+            "missing_required_parameter",
         ),
         ({"messages": [{"role": "user", "content": "a", "mood": 1}]}, "messages[0].mood", "unknown_parameter"),
-        ({"n": 2}, "n", "unsupported_parameter"),
-        ({"n": True}, "n", "unsupported_parameter"),
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
-        ({"tool_choice": "required"}, "tool_choice", "unsupported_parameter"),
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
-        ({"logit_bias": {"1": 2}}, "logit_bias", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
-        ({"presence_penalty": 0.1}, "presence_penalty", "unsupported_parameter"),
+        ({"n": 17}, "n", "out_of_range"),
+        ({"n": 0}, "n", "out_of_range"),
+        ({"n": True}, "n", "invalid_type"),
+        ({"tools": {}}, "tools", "invalid_type"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "missing_required_parameter"),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type", "unsupported_value"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "invalid_value"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a", "parameters": "x"}}]},
+            "tools[0].function.parameters",
+            "invalid_type",
+        ),
+        ({"tools": [ADD] * 129}, "tools", "array_above_max_length"),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+        ({"tool_choice": "always"}, "tool_choice", "invalid_value"),
+        ({"tool_choice": {"type": "function", "function": {"name": "sub"}}, "tools": [ADD]}, "tool_choice", "invalid_value"),
+        ({"tools": [ADD], "parallel_tool_calls": "no"}, "parallel_tool_calls", "invalid_type"),
+        ({"logprobs": 1}, "logprobs", "invalid_type"),
+        ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "out_of_range"),
+        ({"logit_bias": {"a": 2}}, "logit_bias", "invalid_value"),
+        ({"logit_bias": {"1": 101}}, "logit_bias.1", "out_of_range"),
+        ({"logit_bias": {str(each): 1 for each in range(1025)}}, "logit_bias", "invalid_value"),
+        ({"response_format": "json"}, "response_format", "invalid_type"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "unsupported_value"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing_required_parameter"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": []}}},
+            "response_format.json_schema.schema",
+            "invalid_type",
+        ),
+        ({"presence_penalty": 2.1}, "presence_penalty", "out_of_range"),
+        ({"functions": [{}]}, "functions", "unsupported_parameter"),
         ({"audio": {}}, "audio", "unsupported_parameter"),
         ({"prompt": "hi"}, "prompt", "unknown_parameter"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
@@ -154,16 +231,27 @@ def test_refused(changes: Mapping[str, Any], param: str, fault: str) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "fault"),
-    [(["a", "b"], "unsupported_value"), ([1, 2], "unsupported_value"), ([], "unsupported_value"), (7, "invalid_type")],
+    [
+        (["a", 1], "invalid_type"),
+        ([1, 2], "unsupported_value"),
+        ([[1], [2]], "unsupported_value"),
+        ([], "empty_array"),
+        (["a"] * 129, "array_above_max_length"),
+        (7, "invalid_type"),
+    ],
 )
-def test_one_prompt_for_each_request(prompt: Any, fault: str) -> None:
+def test_prompts(prompt: Any, fault: str) -> None:
     with pytest.raises(RequestRefused) as refused:
         completion(prompt=prompt)
-    assert (refused.value.param, refused.value.fault) == ("prompt", fault)
-    assert completion(prompt=["a"]).prompt == "a"
+    assert refused.value.fault == fault
+    assert (refused.value.param or "").partition("[")[0] == "prompt"
+    assert completion(prompt=["a", "b"]).prompts == ("a", "b")
 
 
-@pytest.mark.parametrize("changes", [{"best_of": 2}, {"echo": True}, {"logprobs": 0}, {"suffix": "x"}, {"messages": []}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"best_of": 2}, {"best_of": True}, {"echo": True}, {"logprobs": 21}, {"suffix": "x"}, {"messages": []}, {"tools": []}],
+)
 def test_what_completions_do_not_do(changes: Mapping[str, Any]) -> None:
     with pytest.raises(RequestRefused) as refused:
         completion(**changes)
@@ -201,6 +289,10 @@ _NAMES = [
     "seed",
     "n",
     "tools",
+    "tool_choice",
+    "response_format",
+    "logit_bias",
+    "logprobs",
     "input",
 ]
 

@@ -15,10 +15,11 @@ from penstock.worker.v1 import worker_pb2
 
 from gateway.refusals import FleetFull
 from runtime.errors import DeadlineExceeded, Internal, InvalidArgument, Unavailable
-from tests.gateway.openai.mesh import ANSWER, LIMITED, NARROW, PUBLISHED_AT_S, SECRET, Served, piece, served, small_mesh
+from tests.gateway.openai.mesh import ABLE, ANSWER, LIMITED, NARROW, PUBLISHED_AT_S, SECRET, Served, piece, served, small_mesh
 
 CHAT, COMPLETION, EMBEDDINGS = "CreateChatCompletion", "CreateCompletion", "CreateEmbeddings"
 TEXT = 'Hello "wörld"\n'
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 
 
 def chat(model: str = "sums", **fields: Any) -> bytes:
@@ -165,7 +166,12 @@ async def test_a_key_that_asks_too_often(service: Served) -> None:
     ("method", "body", "status", "param", "code"),
     [
         (CHAT, b"{", 400, None, "invalid_json"),
-        (CHAT, chat(n=2), 400, "n", "unsupported_parameter"),
+        (CHAT, chat(n=17), 400, "n", "out_of_range"),
+        (CHAT, chat(tools=[ADD]), 400, "tools", "unsupported_parameter"),
+        (CHAT, chat(response_format={"type": "json_object"}), 400, "response_format", "unsupported_parameter"),
+        (CHAT, chat(logprobs=True), 400, "logprobs", "unsupported_parameter"),
+        (CHAT, chat(presence_penalty=1), 400, "presence_penalty", "unsupported_parameter"),
+        (CHAT, chat(logit_bias={"1": 1}), 400, "logit_bias", "unsupported_parameter"),
         (CHAT, chat("nothing"), 404, "model", "model_not_found"),
         (CHAT, chat("words"), 400, "model", "unsupported_model"),
         (CHAT, chat("digits"), 400, "model", "unsupported_model"),
@@ -209,7 +215,7 @@ async def test_failures_before_the_first_token_have_a_status(service: Served, er
     answered = await service.post(CHAT, chat(stream=stream))
     assert answered.status == status
     assert json.loads(answered.text)["error"]["message"] == error.message
-    assert ("retry-after" in answered.metadata) == (error.retry_after_s is not None)
+    assert answered.metadata.get("retry-after") == ("1" if status == 503 else None)
 
 
 async def test_a_failure_after_the_first_token_is_an_event(service: Served) -> None:
@@ -244,7 +250,7 @@ async def test_what_nobody_expected_is_not_shown(service: Served) -> None:
 async def test_no_secret_or_prompt_in_the_log(service: Served) -> None:
     with structlog.testing.capture_logs() as logs:
         await service.post(CHAT, chat())
-        await service.post(CHAT, chat(n=2))
+        await service.post(CHAT, chat(n=17))
         await service.post(CHAT, b"{", secret="sk-wrong")
     assert logs == []
 
@@ -308,22 +314,25 @@ async def _models(service: Served, secret: str = SECRET) -> Any:
 
 async def test_models_that_are_served_and_may_be_seen(service: Served) -> None:
     listed = await _models(service)
-    assert [each["id"] for each in listed["data"]] == ["digits", "sums", "vectors", "words"]
-    assert listed["data"][1] == {
+    assert [each["id"] for each in listed["data"]] == ["able", "digits", "sums", "vectors", "words"]
+    assert listed["data"][2] == {
         "id": "sums",
         "object": "model",
         "created": PUBLISHED_AT_S,
         "owned_by": "penstock",
         "task": "chat",
+        "capabilities": [],
+        "context_tokens": None,
     }
-    assert listed["data"][0]["created"] == 0
+    assert listed["data"][0]["capabilities"] == sorted(ABLE)
+    assert listed["data"][1]["created"] == 0
     assert [each["id"] for each in (await _models(service, NARROW))["data"]] == ["words"]
     assert service.mesh.registry.asked == 1
 
 
 async def test_models_while_the_registry_is_away(service: Served) -> None:
     service.mesh.registry.failure = Unavailable("away")
-    assert [each["id"] for each in (await _models(service))["data"]] == ["digits", "sums", "vectors", "words"]
+    assert [each["id"] for each in (await _models(service))["data"]] == ["able", "digits", "sums", "vectors", "words"]
 
 
 @pytest.mark.parametrize(("model", "secret"), [("sums", SECRET), ("late", SECRET), ("nothing", SECRET), ("sums", NARROW)])

@@ -12,9 +12,11 @@ from gateway.xds.envoy import EnvoyMissing, EnvoyProcess, envoy_command, find_en
 from gateway.xds.types import Endpoint
 from tests.gateway.xds.test_resources import FILES, HERE, THERE
 
+IDENTITY_FILE = Path("/run/identity.json")
+
 
 def test_every_control_plane_is_named_and_no_admin_page_is_open() -> None:
-    whole = json.loads(bootstrap_json(Bootstrap("edge-1", (HERE, THERE), FILES)))
+    whole = json.loads(bootstrap_json(Bootstrap("edge-1", (HERE, THERE), FILES), IDENTITY_FILE))
     (cluster,) = whole["static_resources"]["clusters"]
     addresses = [
         one["endpoint"]["address"]["socket_address"]
@@ -34,14 +36,22 @@ def test_every_control_plane_is_named_and_no_admin_page_is_open() -> None:
     ],
 )
 def test_an_admin_page_is_opened_when_asked_for(admin: Endpoint | Path, address: object) -> None:
-    whole = json.loads(bootstrap_json(Bootstrap("edge-1", (HERE,), FILES, admin=admin)))
+    whole = json.loads(bootstrap_json(Bootstrap("edge-1", (HERE,), FILES, admin=admin), IDENTITY_FILE))
     assert whole["admin"]["address"] == address
 
 
 def test_it_is_written_whole(tmp_path: Path) -> None:
     file = write_bootstrap(Bootstrap("edge-1", (HERE,), FILES), tmp_path / "envoy.json")
     assert json.loads(file.read_text())["node"]["id"] == "edge-1"
-    assert [one.name for one in tmp_path.iterdir()] == ["envoy.json"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["envoy.identity.json", "envoy.json"]
+
+
+def test_the_certificate_is_told_of_in_a_file_that_envoy_watches(tmp_path: Path) -> None:
+    file = write_bootstrap(Bootstrap("edge-1", (HERE,), FILES), tmp_path / "envoy.json")
+    secret = json.loads((tmp_path / "envoy.identity.json").read_text())["resources"][0]
+    assert secret["tls_certificate"]["certificate_chain"] == {"filename": str(FILES.certificate)}
+    assert str(tmp_path / "envoy.identity.json") in file.read_text()
+    assert str(FILES.certificate) not in file.read_text()
 
 
 def test_the_command_shares_nothing_with_another_envoy() -> None:

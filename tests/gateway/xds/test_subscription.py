@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from gateway.xds.snapshot import Resource, ResourceType, Snapshot
 from gateway.xds.subscription import Rejection, Reply, Request, Subscriptions
 
-CLUSTERS, ENDPOINTS = ResourceType.CLUSTERS, ResourceType.ENDPOINTS
+SECRETS, CLUSTERS, ENDPOINTS = ResourceType.SECRETS, ResourceType.CLUSTERS, ResourceType.ENDPOINTS
 LISTENERS, ROUTES = ResourceType.LISTENERS, ResourceType.ROUTES
 
 
 def snapshot(mark: str, members: str = "m", *, names: tuple[str, ...] = ("a", "b")) -> Snapshot:
-    """Clusters and listeners marked by the first word, endpoints and routes by the second."""
-    marks = {CLUSTERS: mark, LISTENERS: mark, ENDPOINTS: members, ROUTES: members}
+    """Clusters and listeners marked by the first word, the others by the second."""
+    marks = {SECRETS: members, CLUSTERS: mark, LISTENERS: mark, ENDPOINTS: members, ROUTES: members}
     return Snapshot.of({kind: [Resource(name, marks[kind].encode()) for name in names] for kind in ResourceType})
 
 
@@ -141,7 +141,7 @@ def test_all_types_go_out_in_the_order_that_makes_before_it_breaks() -> None:
     stream = Subscriptions()
     for kind in reversed(ResourceType):
         stream.take(Request(kind, frozenset({"a"}) if not kind.whole else frozenset()))
-    assert [reply.kind for reply in stream.due(FIRST)] == [CLUSTERS, ENDPOINTS, LISTENERS, ROUTES]
+    assert [reply.kind for reply in stream.due(FIRST)] == [SECRETS, CLUSTERS, ENDPOINTS, LISTENERS, ROUTES]
 
 
 def test_nonces_are_never_used_twice_on_a_stream() -> None:
@@ -149,7 +149,7 @@ def test_nonces_are_never_used_twice_on_a_stream() -> None:
     for kind in ResourceType:
         stream.take(Request(kind))
     nonces = [reply.nonce for mark in "123" for reply in stream.due(snapshot(mark, mark))]
-    assert len(nonces) == len(set(nonces)) == 12
+    assert len(nonces) == len(set(nonces)) == 15
 
 
 @settings(deadline=None)

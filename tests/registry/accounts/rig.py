@@ -1,4 +1,4 @@
-"""Accounts and the audit trail served for real: over mTLS, over TLS without a client's certificate, and over nothing."""
+"""Accounts, limits and the trail served for real: over mTLS, over TLS without a client's certificate, and over nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import grpc.aio
 from argon2.profiles import CHEAPEST
-from penstock.registry.v1 import accounts_pb2, accounts_pb2_grpc, audit_pb2_grpc
+from penstock.registry.v1 import accounts_pb2, accounts_pb2_grpc, audit_pb2_grpc, limits_pb2_grpc
 
 from registry.access.door import MeshDoor
 from registry.access.sql import Bearers
@@ -19,6 +19,9 @@ from registry.accounts.sql import AccountSql
 from registry.audit.audited import audited
 from registry.audit.bounded import BoundedTrail
 from registry.audit.servicer import AuditServicer
+from registry.limits.on_keys import LimitsOnKeys
+from registry.limits.servicer import LimitServicer
+from registry.limits.sql import LimitSql
 from runtime.channel import inner_channel
 from runtime.identity import NodeIdentity, Role
 from runtime.revocations import Revocations
@@ -51,6 +54,13 @@ class Office:
 
     async def audit(self, role: Role = Role.OPERATOR) -> audit_pb2_grpc.AuditServiceStub:
         return audit_pb2_grpc.AuditServiceStub(await self._node(role))
+
+    async def limits(self, role: Role = Role.OPERATOR) -> limits_pb2_grpc.LimitServiceStub:
+        return limits_pb2_grpc.LimitServiceStub(await self._node(role))
+
+    async def public_limits(self) -> limits_pb2_grpc.LimitServiceStub:
+        """Without a certificate."""
+        return limits_pb2_grpc.LimitServiceStub(await self.public_channel())
 
     async def public(self) -> accounts_pb2_grpc.AccountServiceStub:
         """Without a certificate."""
@@ -96,11 +106,21 @@ async def office_on(ground: Ground, identities: dict[Role, NodeIdentity]) -> Asy
     last_use = LastUse(database, sql, clock)
     door = MeshDoor(Bearers(database, seals), revocations, clock, last_use.used)
     passwords = Passwords(CHEAPEST)
+    limit_sql = LimitSql(seals)
     accounts = AccountServicer(
-        door=door, database=database, sql=sql, trail=trail, bounded=bounded, last_use=last_use, clock=clock, passwords=passwords
+        door=door,
+        database=database,
+        sql=sql,
+        limits=LimitsOnKeys(limit_sql),
+        trail=trail,
+        bounded=bounded,
+        last_use=last_use,
+        clock=clock,
+        passwords=passwords,
     )
+    limits = LimitServicer(door=door, database=database, sql=limit_sql, trail=trail, clock=clock)
     audit = AuditServicer(door=door, database=database, seals=seals, trail=trail, bounded=bounded, clock=clock)
-    registers = [audited(servicer.register, bounded) for servicer in (accounts, audit)]
+    registers = [audited(servicer.register, bounded) for servicer in (accounts, limits, audit)]
     identity = identities[Role.REGISTRY]
     public = PublicTls(identity.certificate_pem, identity.tls_key_pem)
     listens = [Listen("127.0.0.1", 0, identity), Listen("127.0.0.1", 0, public_tls=public), Listen("127.0.0.1", 0)]

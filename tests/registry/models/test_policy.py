@@ -8,7 +8,9 @@ from pathlib import PurePosixPath, PureWindowsPath
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from penstock.registry.v1 import models_pb2
 
+from registry.models.codec import facts_of
 from registry.models.policy import (
     alias_faults,
     is_version,
@@ -75,11 +77,18 @@ def test_a_good_manifest_has_no_faults() -> None:
         (replace(GOOD, outputs=(TensorFacts("x", "FP32", ()),) * 2), "2 times"),
         (replace(GOOD, preferred_batch_sizes=(33,)), "[33]"),
         (replace(GOOD, max_batch_size=0), "[8, 32]"),
+        (replace(GOOD, trait_faults=("response_cache: it is not for a confidential model",)), "response_cache"),
     ],
 )
 def test_a_fault_of_a_manifest_is_named(wrong: ManifestFacts, word: str) -> None:
     (fault,) = manifest_faults(wrong)[:1]
     assert word in fault
+
+
+def test_what_a_manifest_says_of_itself_is_looked_at() -> None:
+    manifest = models_pb2.Manifest(model="m", response_cache=True, confidential=True)
+    (fault,) = facts_of(manifest).trait_faults
+    assert fault == "response_cache: it is not for a confidential model, whose answers nobody is to keep"
 
 
 def test_all_faults_are_named_at_once() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from penstock.scheduler.v1 import scheduler_pb2 as pb
 
-from placement.rules import RoutingPolicy, Rule, WorkerSelector
+from placement.rules import Cause, RoutingPolicy, Rule, WorkerSelector
 from placement.types import Strategy
 from runtime.errors import InvalidArgument
 from runtime.ids import Region, WorkerId
@@ -38,6 +38,11 @@ rules = st.builds(
     priority_class=st.sampled_from([None, 0, 1, 2]),
     share=st.integers(0, 1_000_000),
     flags=st.dictionaries(st.sampled_from("ab"), st.booleans()),
+    fallbacks=st.sampled_from([None, (), ("other",), ("m@2", "other@canary")]),
+    fallback_on=st.frozensets(st.sampled_from(list(Cause))),
+    hedge_quantile=st.none() | st.just(0.0) | st.floats(0.5, 0.999),
+    sticky_versions=st.sampled_from([None, True, False]),
+    auto_models=names.map(tuple),
 ) | st.just(Rule(unshadowed=True))
 
 
@@ -60,6 +65,9 @@ def test_there_and_back_it_is_the_same(drawn: list[Rule], generation: int) -> No
         (pb.RoutingRule(weights=pb.Weights(gpu=-1.0)), "weight gpu is -1"),
         (pb.RoutingRule(weights=pb.Weights(gpu=float("nan"))), "weight gpu is nan"),
         (pb.RoutingRule(tenants=["t"] * 65), "65 tenants are too many"),
+        (pb.RoutingRule(fallback_on=["boredom"]), "rule 1: 'boredom' is nothing to fall back on; these are: failure, overload"),
+        (pb.RoutingRule(fallbacks=["none", "n"]), "'none' among fallbacks means that there are none, and stands alone"),
+        (pb.RoutingRule(hedge_quantile=95), "a hedge_quantile of 95 is none; it lies between 0.5 and 0.999"),
     ],
 )
 def test_a_malformed_rule_is_named(rule: pb.RoutingRule, said: str) -> None:

@@ -14,7 +14,7 @@ from penstock.worker.v1 import worker_pb2
 
 from runtime.errors import Aborted, InvalidArgument, PenstockError
 from runtime.gathering import AtOnce
-from worker.execute.execution_stream import Draining, ExecuteStream, StreamLimits
+from worker.execute.execution_stream import BEAT_S, Draining, ExecuteStream, StreamLimits
 from worker.execute.frames import load_message
 from worker.types import CallContext, Load
 
@@ -140,6 +140,31 @@ async def test_a_stream_without_answers_hears_how_busy_the_worker_is() -> None:
         inbox.put_nowait(None)
         await running
     assert [worker_pb2.ExecuteResponse.FromString(message).load.in_flight for message in told] == [1, 9]
+
+
+async def test_a_gateway_that_waits_for_an_answer_hears_that_the_worker_is_there_and_an_idle_one_hears_nothing() -> None:
+    told: list[bytes] = []
+    beaten = asyncio.Event()
+    inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+    engine = Engine()
+
+    async def take(message: bytes) -> None:
+        told.append(message)
+        if len(told) == 3:
+            beaten.set()
+
+    stream = ExecuteStream(engine, Intake(), StreamLimits(), take, lambda: b"", AtOnce(), lambda: b"\x12\x02\x08\x05")
+    running = asyncio.ensure_future(stream.run(inbox.get))
+    async with asyncio.timeout(20):
+        await asyncio.sleep(3 * BEAT_S)
+        assert not told
+        inbox.put_nowait(worker_pb2.ExecuteRequest(frames=[opening(1)]).SerializeToString())
+        await beaten.wait()
+        assert {worker_pb2.ExecuteResponse.FromString(message).load.in_flight for message in told} == {5}
+        engine.verdicts["1"].set_result(b"done")
+        inbox.put_nowait(None)
+        await running
+    assert worker_pb2.ExecuteResponse.FromString(told[-1]).frames[0].data == b"done"
 
 
 async def test_the_place_that_is_kept_for_a_call_is_named_to_whoever_lets_it_in() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from penstock.worker.v1 import worker_pb2
 
 from runtime.errors import InvalidArgument
-from worker.engine import Finish, Logprob, Message, Piece, Sampling, TextRequest, TokenLogprob
+from worker.engine import Finish, Logprob, Message, Piece, Sampling, TextRequest, TokenLogprob, ToolCallPart, ToolUse
 from worker.generation.codec import generate_response, parse_generate
 
 FRACTIONS = st.none() | st.floats(0, 2, width=32)
@@ -50,6 +50,44 @@ def test_a_conversation() -> None:
     message = worker_pb2.GenerateRequest(chat=worker_pb2.Chat(messages=turns))
     _, request = parse_generate(message.SerializeToString())
     assert request.prompt == (Message("user", "hi"), Message("assistant", ""))
+
+
+def test_tools_formats_and_biases() -> None:
+    turns = [
+        worker_pb2.ChatMessage(role="user", content="hi", name="eve"),
+        worker_pb2.ChatMessage(role="assistant", tool_calls_json="[]"),
+        worker_pb2.ChatMessage(role="tool", content="2", tool_call_id="c1"),
+    ]
+    message = worker_pb2.GenerateRequest(
+        chat=worker_pb2.Chat(messages=turns),
+        tools_json="[1]",
+        tool_choice_json='"auto"',
+        response_format_json="{}",
+        logit_bias={7: -1.5},
+        parallel_tool_calls=False,
+    )
+    _, request = parse_generate(message.SerializeToString())
+    assert request.prompt == (
+        Message("user", "hi", "eve"),
+        Message("assistant", "", tool_calls_json="[]"),
+        Message("tool", "2", tool_call_id="c1"),
+    )
+    assert request.tool_use == ToolUse("[1]", '"auto"', False, "{}")
+    assert request.logit_bias == {7: -1.5}
+    message.ClearField("parallel_tool_calls")
+    assert parse_generate(message.SerializeToString())[1].tool_use.parallel is None
+
+
+def test_parts_of_tool_calls_and_why_an_answer_ended() -> None:
+    parts = (ToolCallPart(0, "c1", "add", "{"), ToolCallPart(1, arguments="}"))
+    response = worker_pb2.GenerateResponse.FromString(generate_response(Piece("", (), Finish.TOOL_CALLS, tool_calls=parts)))
+    assert [(each.index, each.id, each.name, each.arguments) for each in response.tool_calls] == [
+        (0, "c1", "add", "{"),
+        (1, "", "", "}"),
+    ]
+    assert response.finish_reason == worker_pb2.FINISH_REASON_TOOL_CALLS
+    response = worker_pb2.GenerateResponse.FromString(generate_response(Piece("", (), Finish.CONTENT_FILTER)))
+    assert response.finish_reason == worker_pb2.FINISH_REASON_CONTENT_FILTER
 
 
 @pytest.mark.parametrize("payload", [b"\xff", b""])

@@ -57,6 +57,7 @@ def test_nothing_asked() -> None:
         ({"logprobs": -1}, "'logprobs' is -1"),
         ({"logprobs": "all"}, "'logprobs' is str; expected int"),
         ({"presence_penalty": True}, "'presence_penalty' is bool"),
+        ({"resume_token_ids": "1,two"}, "'resume_token_ids' is '1,two'; it takes token numbers with commas between"),
     ],
 )
 def test_what_cannot_be_asked(parameters: dict[str, float | str], sentence: str) -> None:
@@ -82,3 +83,10 @@ def test_log_probabilities_are_told_as_openai_tells_them() -> None:
     last = text_response(CODEC, decoded(), Piece("", (), Finish.STOP, 1, 2))
     assert "logprobs" not in last.parameters
     assert last.parameters[FINAL].bool_param
+
+
+def test_tokens_are_told_and_a_generation_goes_on_after_those_that_are_given_back() -> None:
+    told = text_response(CODEC, decoded(), Piece("hi", (7, 12))).parameters["token_ids"].string_param
+    assert told == "7,12"
+    assert text_request(SPEC, decoded(resume_token_ids=told)).resume_token_ids == (7, 12)
+    assert "token_ids" not in text_response(CODEC, decoded(), Piece("an upstream's", ())).parameters

@@ -106,3 +106,14 @@ async def test_a_file_changed_between_its_check_and_the_end_of_opening_is_no_mod
         await world.order("swapped-1")
         assert (world.states, world.reason("swapped")) == ({"swapped:1": S.FAILED}, "a file was changed")
         assert (world.closed, world.folders) == (["swapped"], set())
+
+
+async def test_an_open_copy_tells_what_its_engine_can(world: World) -> None:
+    async with running(world):
+        world.gates["skilled"] = asyncio.Event()
+        await world.order("skilled-1")
+        (copy,) = world.holdings
+        assert (copy.state, copy.traits.capabilities) == (S.LOADING, frozenset())
+        world.gates["skilled"].set()
+        await world.clock.advance(1)
+        assert (copy.state, copy.traits.capabilities, copy.traits.context_tokens) == (S.READY, frozenset({"resume"}), 64)

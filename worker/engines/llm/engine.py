@@ -16,7 +16,8 @@ from typing import Any, cast
 
 import structlog
 
-from runtime.errors import InvalidArgument, PenstockError
+from runtime.errors import ContextExceeded, InvalidArgument, PenstockError
+from runtime.model_traits import LOGIT_BIAS, LOGPROBS, PENALTIES, RESUME
 from worker.engine import (
     EngineFailed,
     EngineUnavailable,
@@ -33,7 +34,7 @@ from worker.engines.llm.decoder import Decoder
 from worker.engines.llm.genai_decoder import open_genai_decoder
 from worker.engines.llm.genai_folder import GenaiFolder, read_genai_folder
 from worker.engines.llm.onnx_decoder import UnsuitableGraph, open_onnx_decoder
-from worker.engines.llm.sampling import MAX_TOP_LOGPROBS, Choice, Sampler, check_sampling, choice
+from worker.engines.llm.sampling import MAX_TOP_LOGPROBS, Choice, Sampler, check_bias, check_sampling, choice
 from worker.engines.llm.tokens import Tokens, open_tokens
 from worker.types import ModelSpec
 
@@ -42,6 +43,7 @@ _log = structlog.get_logger("penstock.engine.llm")
 DEFAULT_GENERATIONS = 8
 _MOST_GENERATIONS = 1024
 _MOST_THREADS_BY_DEFAULT = 16
+_CAPABILITIES = frozenset({LOGPROBS, PENALTIES, LOGIT_BIAS, RESUME})
 _MAX_STOPS = 16
 _MAX_STOP_LETTERS = 1024
 
@@ -64,6 +66,7 @@ class LlmEngine:
 
     def __init__(self, spec: ModelSpec, decoder: Decoder, tokens: Tokens, limits: Limits) -> None:
         self.slots = decoder.slots
+        self.capabilities, self.context_tokens = _CAPABILITIES, limits.context_length
         self._spec = spec
         self._decoder = decoder
         self._tokens = tokens
@@ -84,7 +87,7 @@ class LlmEngine:
             request,
             prompt,
             budget,
-            sampler=Sampler(chosen, request.sampling.seed, prompt, request.resume_token_ids),
+            sampler=Sampler(chosen, request.sampling.seed, prompt, request.resume_token_ids, request.logit_bias),
             tokens=self._tokens,
             ends=self._limits.ends,
             release=self._release,
@@ -154,6 +157,7 @@ class LlmEngine:
 
     def _check(self, request: TextRequest) -> None:
         check_sampling(request.sampling)
+        check_bias(request.logit_bias, self._decoder.vocabulary)
         if len(request.stop) > _MAX_STOPS or any(not stop for stop in request.stop):
             raise InvalidArgument(f"{len(request.stop)} stop strings were given; at most {_MAX_STOPS}, none of them empty")
         if (longest := max(map(len, request.stop), default=0)) > _MAX_STOP_LETTERS:
@@ -163,8 +167,8 @@ class LlmEngine:
         if request.top_logprobs is not None and not 0 <= request.top_logprobs <= MAX_TOP_LOGPROBS:
             raise InvalidArgument(f"{request.top_logprobs} log probabilities a token were asked for; up to {MAX_TOP_LOGPROBS}")
 
-    def _too_long(self, tokens: str) -> InvalidArgument:
-        return InvalidArgument(
+    def _too_long(self, tokens: str) -> ContextExceeded:
+        return ContextExceeded(
             f"the prompt has {tokens} tokens; model {self._spec.model!r} has a context of"
             f" {self._limits.context_length} tokens, of which at least one is for the answer"
         )
@@ -175,13 +179,13 @@ class LlmEngine:
         if left < 1:
             raise self._too_long(str(prompt_tokens))
         if request.max_tokens > left:
-            raise InvalidArgument(
+            raise ContextExceeded(
                 f"the prompt has {prompt_tokens} tokens and max_tokens is {request.max_tokens},"
                 f" {prompt_tokens + request.max_tokens} together; model {self._spec.model!r} has a context of"
                 f" {self._limits.context_length}: ask for at most {left}"
             )
         if len(request.resume_token_ids) > left:
-            raise InvalidArgument(
+            raise ContextExceeded(
                 f"the prompt has {prompt_tokens} tokens and {len(request.resume_token_ids)} are to be resumed after;"
                 f" model {self._spec.model!r} has a context of {self._limits.context_length}"
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from runtime.errors import InvalidArgument
 from worker.engine import Array, EngineFailed, Sampling
 
+_MAX_BIAS = 100.0
 MAX_TOP_LOGPROBS = 20  # as in OpenAI's interface
 _MAX_TEMPERATURE = 100.0
 _MAX_REPETITION_PENALTY = 100.0
@@ -82,8 +83,17 @@ def choice(sampling: Sampling, default: Choice) -> Choice:
 class Sampler:
     """One generation's choices. The n-th draw depends on the seed and n alone, so what is resumed goes on as it would have."""
 
-    def __init__(self, choice: Choice, seed: int | None, prompt: Sequence[int], resumed: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        choice: Choice,
+        seed: int | None,
+        prompt: Sequence[int],
+        resumed: Sequence[int] = (),
+        bias: Mapping[int, float] | None = None,
+    ) -> None:
         self._choice = choice
+        self._biased = np.fromiter(bias, np.int64, len(bias)) if bias else None
+        self._biases = np.fromiter(bias.values(), np.float32, len(bias)) if bias else None
         self._prompt = np.unique(np.asarray(prompt, np.int64)) if choice.repetition_penalty != 1.0 else None
         self._made = Counter(resumed)
         self._penalises = (choice.frequency_penalty, choice.presence_penalty, choice.repetition_penalty) != (0.0, 0.0, 1.0)
@@ -95,6 +105,9 @@ class Sampler:
 
     def choose(self, logits: Array) -> int:
         """The next token; float32 [vocabulary]. Raises EngineFailed where the model computed no numbers."""
+        if self._biased is not None:
+            logits = logits.astype(np.float32)
+            logits[self._biased] += self._biases
         penalised = self._penalised(logits) if self._penalises else logits
         token = int(penalised.argmax())  # NaN counts as the largest
         if not math.isfinite(penalised[token]):
@@ -117,6 +130,14 @@ class Sampler:
             counts = np.fromiter(self._made.values(), np.float32, made.size)
             changed[made] -= counts * np.float32(choice.frequency_penalty) + np.float32(choice.presence_penalty)
         return changed
+
+
+def check_bias(bias: Mapping[int, float], vocabulary: int) -> None:
+    """Raises InvalidArgument."""
+    for token, value in bias.items():
+        if not 0 <= token < vocabulary:
+            raise InvalidArgument(f"logit_bias names token {token}; this model has {vocabulary}, from 0")
+        _check(f"logit_bias of token {token}", value, -_MAX_BIAS, _MAX_BIAS, "-100 to 100")
 
 
 def _drawn(logits: Array, choice: Choice, place: float) -> int:

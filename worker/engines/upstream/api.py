@@ -32,7 +32,7 @@ class Reading(Protocol):
         ...
 
     def take(self, event: bytes) -> Piece | None:
-        """The text of an event. Raises Malformed, and what an error among the events means."""
+        """The text of an event, or of a whole answer. Raises Malformed, and what an error among the events means."""
         ...
 
     def last(self) -> Piece:
@@ -43,6 +43,8 @@ class Reading(Protocol):
 class Api(Protocol):
     max_texts: int
     """Embedded by one call."""
+    capabilities: frozenset[str]
+    """What may be asked of it, where a model's manifest does not narrow that."""
 
     def headers(self, key: str) -> Mapping[str, str]:
         """Whatever proves who calls. `key` may be empty."""

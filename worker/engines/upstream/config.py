@@ -72,6 +72,8 @@ class UpstreamConfig:
     """Ask OpenAI-style streams for their tokens; some old servers refuse the field."""
     token_limit: str = TOKEN_LIMITS[0]
     """What OpenAI-style chats call the limit of tokens."""
+    always_stream: bool = False
+    """Have answers streamed also where the caller waits for the whole: proxies cut connections on which nothing comes."""
     dimensions: int = 0
     """Width of embeddings to ask for; 0 = the model's own."""
 
@@ -79,7 +81,7 @@ class UpstreamConfig:
 _FIELDS = frozenset(
     {
         *("api", "base_url", "model", "key", "organisation", "headers", "timeouts", "max_concurrency", "max_retries"),
-        *("check", "include_usage", "token_limit", "dimensions"),
+        *("check", "include_usage", "token_limit", "dimensions", "always_stream"),
     }
 )
 _TIMEOUTS = frozenset({"connect_s", "first_token_s", "between_tokens_s", "total_s"})
@@ -126,6 +128,7 @@ class _Reader:
             check=self._flag("check", default=False),
             include_usage=self._flag("include_usage", default=True),
             token_limit=self._one_of("token_limit", TOKEN_LIMITS, TOKEN_LIMITS[0]),
+            always_stream=self._flag("always_stream", default=False),
             dimensions=self._whole("dimensions", 0, 0, 65536),
         )
 

@@ -8,13 +8,14 @@ on with, since no API says that a text given as the beginning of an answer will 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from runtime.errors import Code, PenstockError
 from worker.engine import Array, ModelRefused, Piece, TextRequest
-from worker.engines.upstream.api import Api
+from worker.engines.upstream.api import Api, Reading
 from worker.engines.upstream.config import UpstreamConfig, read_config
 from worker.engines.upstream.errors import UpstreamGarbled, UpstreamModelNotFound
 from worker.engines.upstream.gemini import Gemini
@@ -37,6 +38,7 @@ class UpstreamEngine:
 
     def __init__(self, config: UpstreamConfig, api: Api, client: UpstreamClient) -> None:
         self.max_concurrency = config.max_concurrency
+        self.capabilities, self.context_tokens = api.capabilities, 0
         self._config = config
         self._api = api
         self._client = client
@@ -45,17 +47,25 @@ class UpstreamEngine:
         """Pieces as they come. The connection is given back, or closed where the answer was not whole, before the last one."""
         if request.resume_token_ids:
             raise CannotResume("this model runs at an upstream, which cannot go on with another's tokens; send it anew")
-        reading = self._api.reading(request)
-        async with self._client.streaming(self._api.generation(request), deadline_s) as events:
+        reading, call = self._api.reading(request), self._api.generation(request)
+        if request.whole and not self._config.always_stream:
+            raw = await self._client.whole(call, deadline_s, self._config.patience.total_s)
+            pieces, failure = _taken(reading, [raw])
+            if failure is not None:
+                raise failure
+            yield joined([*pieces, reading.last()])
+            return
+        async with self._client.streaming(call, deadline_s) as batches:
             try:
-                async for event in events:
-                    piece = reading.take(event)
+                async for batch in batches:
+                    pieces, failure = _taken(reading, batch)
+                    if pieces:
+                        yield joined(pieces)
+                        batches.gather()
+                    if failure is not None:
+                        raise failure
                     if reading.finished:
-                        events.hurry()
-                    if piece is not None:
-                        yield piece
-            except Malformed as error:
-                raise _garbled(error) from error
+                        batches.hurry()
             except PenstockError:
                 if not reading.finished:  # else only the number of tokens is missing
                     raise
@@ -105,6 +115,32 @@ def open_upstream(spec: ModelSpec, folder: Path, access: UpstreamAccess | None =
     key = secret.key if secret else ""
     api: Api = Gemini(config, key) if config.api == "gemini" else OpenAi(config, spec.task, key)
     return UpstreamEngine(config, api, UpstreamClient(config, api.headers(key), key))
+
+
+def _taken(reading: Reading, events: Sequence[bytes]) -> tuple[list[Piece], PenstockError | None]:
+    """The pieces that events hold, up to the one that tells of a failure."""
+    pieces: list[Piece] = []
+    try:
+        for event in events:
+            if (piece := reading.take(event)) is not None:
+                pieces.append(piece)  # noqa: PERF401 (those before a failure count)
+    except Malformed as error:
+        return pieces, _garbled(error)
+    except PenstockError as error:
+        return pieces, error
+    return pieces, None
+
+
+def joined(pieces: Sequence[Piece]) -> Piece:
+    """Pieces that came together, as one; the last may have a finish."""
+    if len(pieces) == 1:
+        return pieces[0]
+    return replace(
+        pieces[-1],
+        text="".join(piece.text for piece in pieces),
+        logprobs=tuple(each for piece in pieces for each in piece.logprobs),
+        tool_calls=tuple(each for piece in pieces for each in piece.tool_calls),
+    )
 
 
 def _garbled(error: Malformed) -> UpstreamGarbled:

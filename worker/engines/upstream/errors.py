@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from runtime.errors import Code, PenstockError, UpstreamBusy, UpstreamUnavailable
+from runtime.errors import Code, ContextExceeded, PenstockError, UpstreamBusy, UpstreamUnavailable
 from worker.engines.upstream.json import Malformed, items_of, json_of, object_of
 
 MAX_MESSAGE_CHARACTERS = 300
@@ -76,8 +76,12 @@ _BY_HUNDREDS: Mapping[int, type[PenstockError]] = {3: UpstreamMoved, 4: Upstream
 _KEY_REASONS = ("API_KEY_INVALID", "API_KEY_EXPIRED", "API_KEY_SERVICE_BLOCKED", "insufficient_quota")
 """Google answers 400 to a wrong key and names the matter in the details; OpenAI answers 429 to an account without money."""
 
+_CONTEXT_WORDS = ("context_length_exceeded", "maximum context length", "input token count")
+"""OpenAI names the matter; vLLM and Google tell it in their sentences alone."""
+
 _ADVICE: Mapping[type[PenstockError], str] = {
     UpstreamRefused: "change the request",
+    ContextExceeded: "shorten the prompt, or ask for a shorter answer",
     UpstreamKeyRefused: "the operator has to look at the key and the account that this model uses",
     UpstreamMoved: "redirects are not followed; the operator has to put the right base_url into upstream.toml",
     UpstreamModelNotFound: "the operator has to look at model and base_url in upstream.toml",
@@ -104,8 +108,10 @@ def error_of(status: int, said: ErrorObject, retry_after_s: float | None = None,
     kind = BY_STATUS.get(status) or _BY_HUNDREDS.get(status // 100, UpstreamGarbled)
     if any(reason in _KEY_REASONS for reason in said.reasons):
         kind = UpstreamKeyRefused
+    elif kind is UpstreamRefused and any(word in said.message or word in said.reasons for word in _CONTEXT_WORDS):
+        kind = ContextExceeded
     sentence = f"the upstream answered {status}"
-    if kind is UpstreamRefused and said.message:
+    if kind in (UpstreamRefused, ContextExceeded) and said.message:
         sentence += f": {shown(said.message, secret)}"
     else:
         sentence += f"; {_ADVICE.get(kind, 'report it to whoever runs it')}"

@@ -12,20 +12,31 @@ from itertools import groupby
 from types import MappingProxyType
 
 from runtime.errors import InvalidArgument, UpstreamUnavailable
+from runtime.model_traits import JSON, JSON_SCHEMA, LOGPROBS, PENALTIES, TOOLS
 from worker.engine import Array, Finish, Logprob, Message, Piece, TextRequest, TokenLogprob
 from worker.engines.upstream.api import Call
 from worker.engines.upstream.config import UpstreamConfig
 from worker.engines.upstream.errors import UpstreamWithheld, described_error, error_in_answer, shown
+from worker.engines.upstream.gemini_tools import call_part, called_names, format_fields, parts_of, tool_fields
 from worker.engines.upstream.json import Malformed, body_of, count_of, items_of, json_of, number_of, object_of, text_of
 from worker.engines.upstream.vectors import decimals_of, stacked
 
 MAX_TEXTS = 100
 """What batchEmbedContents takes."""
 
-FINISHES: Mapping[str, Finish] = MappingProxyType({"STOP": Finish.STOP, "MAX_TOKENS": Finish.LENGTH})
-"""Every other reason is one for withholding the rest of an answer (SAFETY, RECITATION, LANGUAGE, …), and so a failure."""
+FINISHES: Mapping[str, Finish] = MappingProxyType(
+    {
+        "STOP": Finish.STOP,
+        "MAX_TOKENS": Finish.LENGTH,
+        **dict.fromkeys(
+            ("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "LANGUAGE", "IMAGE_SAFETY"),
+            Finish.CONTENT_FILTER,
+        ),
+    }
+)
+"""Every other reason (MALFORMED_FUNCTION_CALL, OTHER, …) means that the rest of the answer is missing, and so a failure."""
 
-_ROLES: Mapping[str, str] = MappingProxyType({"user": "user", "assistant": "model", "model": "model"})
+_ROLES: Mapping[str, str] = MappingProxyType({"user": "user", "assistant": "model", "model": "model", "tool": "user"})
 _SYSTEM = ("system", "developer")
 
 
@@ -33,6 +44,7 @@ class Gemini:
     """Implements `upstream_api.Api`."""
 
     max_texts = MAX_TEXTS
+    capabilities = frozenset({TOOLS, JSON, JSON_SCHEMA, LOGPROBS, PENALTIES})
 
     def __init__(self, config: UpstreamConfig, secret: str = "") -> None:
         self._config = config
@@ -50,12 +62,15 @@ class Gemini:
             raise InvalidArgument("the conversation has no turn of a user or an assistant; Gemini needs one")
         system = [{"text": turn.content} for turn in turns if turn.role in _SYSTEM]
         return Call(
-            f"/{self._name}:streamGenerateContent?alt=sse",
+            f"/{self._name}:generateContent"
+            if request.whole and not self._config.always_stream
+            else f"/{self._name}:streamGenerateContent?alt=sse",
             body_of(
                 {
                     "contents": contents,
                     "systemInstruction": {"parts": system} if system else None,
-                    "generationConfig": _settings(request) or None,
+                    "generationConfig": {**_settings(request), **format_fields(request.tool_use)} or None,
+                    **tool_fields(request.tool_use),
                 }
             ),
         )
@@ -88,6 +103,7 @@ class GeminiReading:
         self._secret = secret
         self._finish: Finish | None = None
         self._counted = 0
+        self._calls = 0
         self._prompt_tokens = 0
         self._completion_tokens = 0
 
@@ -110,7 +126,9 @@ class GeminiReading:
     def last(self) -> Piece:
         if self._finish is None:
             raise UpstreamUnavailable("the upstream's answer ended before its end was said; retry")
-        return Piece("", (), self._finish, self._prompt_tokens, self._completion_tokens or self._counted)
+        called = self._calls and self._finish is Finish.STOP
+        finish = Finish.TOOL_CALLS if called else self._finish
+        return Piece("", (), finish, self._prompt_tokens, self._completion_tokens or self._counted)
 
     def _count(self, usage: Mapping[str, object]) -> None:
         """Each event's numbers are those so far. Thoughts are generated and paid for like the rest."""
@@ -122,20 +140,25 @@ class GeminiReading:
         if reason and reason not in FINISHES and reason != "FINISH_REASON_UNSPECIFIED":
             raise UpstreamWithheld(f"the upstream withheld the rest of the answer ({shown(reason)[:40]}); change the request")
         self._finish = FINISHES.get(reason, self._finish)
-        text, logprobs = _text(candidate.get("content")), _logprobs(candidate.get("logprobsResult"))
-        if not text and not logprobs:
+        parts, logprobs = _parts(candidate.get("content")), _logprobs(candidate.get("logprobsResult"))
+        text = "".join(text_of(part.get("text")) for part in parts if part.get("thought") is not True)
+        called = [part["functionCall"] for part in parts if part.get("functionCall") is not None]
+        if not text and not logprobs and not called:
             return None
         self._counted += len(logprobs) or 1
-        return Piece(text, (), logprobs=logprobs)
+        calls = tuple(call_part(each, self._calls + place) for place, each in enumerate(called))
+        self._calls += len(calls)
+        return Piece(text, (), logprobs=logprobs, tool_calls=calls)
 
 
 def _contents(turns: Sequence[Message]) -> list[Mapping[str, object]]:
     spoken = [turn for turn in turns if turn.role not in _SYSTEM]
     for turn in spoken:
         if turn.role not in _ROLES:
-            raise InvalidArgument(f"role {turn.role[:40]!r} is none that Gemini knows; send system, user or assistant")
+            raise InvalidArgument(f"role {turn.role[:40]!r} is none that Gemini knows; send system, user, assistant or tool")
+    names = called_names(spoken)
     return [
-        {"role": role, "parts": [{"text": turn.content} for turn in group]}
+        {"role": role, "parts": [part for turn in group for part in parts_of(turn, names)]}
         for role, group in groupby(spoken, key=lambda turn: _ROLES[turn.role])
     ]
 
@@ -144,6 +167,8 @@ def _settings(request: TextRequest) -> Mapping[str, object]:
     sampling = request.sampling
     if sampling.repetition_penalty is not None:
         raise InvalidArgument("'repetition_penalty' means nothing to Gemini; leave it out, or use frequency_penalty")
+    if request.logit_bias:
+        raise InvalidArgument("'logit_bias' means nothing to Gemini; leave it out")
     settings: Mapping[str, object] = {
         "maxOutputTokens": request.max_tokens or None,
         "stopSequences": list(request.stop) or None,
@@ -160,11 +185,8 @@ def _settings(request: TextRequest) -> Mapping[str, object]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _text(content: object) -> str:
-    if content is None:
-        return ""
-    parts = (object_of(part) for part in items_of(object_of(content).get("parts")))
-    return "".join(text_of(part.get("text")) for part in parts if part.get("thought") is not True)
+def _parts(content: object) -> list[Mapping[str, object]]:
+    return [] if content is None else [object_of(part) for part in items_of(object_of(content).get("parts"))]
 
 
 def _logprobs(result: object) -> tuple[TokenLogprob, ...]:

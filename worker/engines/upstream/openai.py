@@ -11,11 +11,14 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from runtime.errors import InvalidArgument, UpstreamUnavailable
-from worker.engine import Array, Finish, Logprob, Message, Piece, TextRequest, TokenLogprob
+from runtime.model_traits import JSON, JSON_SCHEMA, LOGIT_BIAS, LOGPROBS, PENALTIES, TOOLS
+from worker.engine import Array, Finish, Message, Piece, TextRequest, ToolCallPart, ToolUse
 from worker.engines.upstream.api import DONE, Call
 from worker.engines.upstream.config import UpstreamConfig
-from worker.engines.upstream.errors import UpstreamWithheld, described_error, error_in_answer
-from worker.engines.upstream.json import Malformed, body_of, count_of, items_of, json_of, number_of, object_of, text_of
+from worker.engines.upstream.errors import described_error, error_in_answer
+from worker.engines.upstream.json import Malformed, body_of, count_of, items_of, json_of, object_of, text_of
+from worker.engines.upstream.openai_logprobs import chat_tokens, text_tokens
+from worker.engines.upstream.tool_calls import sent_json, tool_calls_of
 from worker.engines.upstream.vectors import base64_of, decimals_of, stacked
 from worker.types import Task
 
@@ -26,21 +29,20 @@ FINISHES: Mapping[str, Finish] = MappingProxyType(
     {
         "stop": Finish.STOP,
         "eos": Finish.STOP,
-        "tool_calls": Finish.STOP,
-        "function_call": Finish.STOP,
+        "tool_calls": Finish.TOOL_CALLS,
         "length": Finish.LENGTH,
         "max_tokens": Finish.LENGTH,
+        "content_filter": Finish.CONTENT_FILTER,
     }
 )
-"""Others count as STOP. But `content_filter` is a failure, so that nobody takes half an answer for a whole one."""
-
-_WITHHELD = "content_filter"
+"""Others count as STOP."""
 
 
 class OpenAi:
     """Implements `upstream_api.Api`."""
 
     max_texts = MAX_TEXTS
+    capabilities = frozenset({TOOLS, JSON, JSON_SCHEMA, LOGPROBS, PENALTIES, LOGIT_BIAS})
 
     def __init__(self, config: UpstreamConfig, task: Task, secret: str = "") -> None:
         self._config = config
@@ -62,7 +64,7 @@ class OpenAi:
             raise InvalidArgument("this model completes text and takes no conversation; send a prompt, or ask a chat model")
         return Call(
             "/chat/completions",
-            body_of({**self._common(request), "messages": _messages(prompt), **_chat_logprobs(request)}),
+            body_of({**self._common(request), **_conversation(prompt, request.tool_use), **_chat_logprobs(request)}),
         )
 
     def reading(self, request: TextRequest) -> OpenAiReading:
@@ -92,10 +94,11 @@ class OpenAi:
     def _common(self, request: TextRequest) -> Mapping[str, object]:
         sampling = request.sampling
         limit = self._config.token_limit if not isinstance(request.prompt, str) else "max_tokens"
+        streams = self._config.always_stream or not request.whole
         return {
             "model": self._config.model,
-            "stream": True,
-            "stream_options": {"include_usage": True} if self._config.include_usage else None,
+            "stream": True if streams else None,
+            "stream_options": {"include_usage": True} if streams and self._config.include_usage else None,
             limit: request.max_tokens or None,
             "stop": list(request.stop) or None,
             "temperature": sampling.temperature,
@@ -105,6 +108,7 @@ class OpenAi:
             "frequency_penalty": sampling.frequency_penalty,
             "presence_penalty": sampling.presence_penalty,
             "repetition_penalty": sampling.repetition_penalty,
+            "logit_bias": {str(token): bias for token, bias in request.logit_bias.items()} or None,
         }
 
 
@@ -144,25 +148,48 @@ class OpenAiReading:
 
     def _choice(self, choice: Mapping[str, object]) -> Piece | None:
         reason = text_of(choice.get("finish_reason"))
-        if reason == _WITHHELD:
-            raise UpstreamWithheld("the upstream's content filter ended the answer; change the request")
         if reason:
             self._finish = FINISHES.get(reason, Finish.STOP)
-        if self._chat:
-            delta = choice.get("delta")
-            text = text_of(object_of(delta).get("content")) if delta is not None else ""
-        else:
+        calls: tuple[ToolCallPart, ...] = ()
+        if not self._chat:
             text = text_of(choice.get("text"))
+        elif (given := choice.get("delta", choice.get("message"))) is None:
+            text = ""
+        else:
+            said = object_of(given)
+            text = text_of(said.get("content"))
+            if (called := said.get("tool_calls")) is not None:
+                calls = tool_calls_of(called)
         given = choice.get("logprobs")
-        logprobs = () if given is None else (_chat_tokens if self._chat else _text_tokens)(object_of(given))
-        if not text and not logprobs:
+        logprobs = () if given is None else (chat_tokens if self._chat else text_tokens)(object_of(given))
+        if not text and not logprobs and not calls:
             return None
         self._counted += len(logprobs) or 1
-        return Piece(text, (), logprobs=logprobs)
+        return Piece(text, (), logprobs=logprobs, tool_calls=calls)
 
 
-def _messages(turns: Sequence[Message]) -> list[Mapping[str, str]]:
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
+def _conversation(turns: Sequence[Message], use: ToolUse) -> Mapping[str, object]:
+    """The messages, and the tools and the format that go with them."""
+    fields = {
+        "messages": [_turn(turn) for turn in turns],
+        "tools": sent_json(use.tools_json, "tools"),
+        "tool_choice": sent_json(use.choice_json, "tool_choice"),
+        "parallel_tool_calls": use.parallel,
+        "response_format": sent_json(use.response_format_json, "response_format"),
+    }
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _turn(turn: Message) -> Mapping[str, object]:
+    fields: dict[str, object] = {"role": turn.role, "content": turn.content}
+    if turn.name:
+        fields["name"] = turn.name
+    if turn.tool_calls_json:
+        fields["tool_calls"] = sent_json(turn.tool_calls_json, "tool_calls")
+        fields["content"] = turn.content or None
+    if turn.tool_call_id:
+        fields["tool_call_id"] = turn.tool_call_id
+    return fields
 
 
 def _chat_logprobs(request: TextRequest) -> Mapping[str, object]:
@@ -178,43 +205,6 @@ def _text_logprobs(request: TextRequest) -> Mapping[str, object]:
 def _signed(seed: int | None) -> int | None:
     """JSON's seeds are signed; ours are the same 64 bits without a sign."""
     return seed if seed is None or seed < 2**63 else seed - 2**64
-
-
-def _chat_tokens(logprobs: Mapping[str, object]) -> tuple[TokenLogprob, ...]:
-    tokens = (object_of(each) for each in items_of(logprobs.get("content")))
-    return tuple(
-        TokenLogprob(_logprob(token), tuple(_logprob(object_of(each)) for each in items_of(token.get("top_logprobs"))))
-        for token in tokens
-    )
-
-
-def _logprob(token: Mapping[str, object]) -> Logprob:
-    """An upstream's token ids are its own and stay there: 0 stands for all of them."""
-    text, given = text_of(token.get("token")), token.get("bytes")
-    try:
-        raw = text.encode(errors="replace") if given is None else bytes(int(number_of(each)) for each in items_of(given))
-    except ValueError as error:
-        raise Malformed("a token's bytes that are none") from error
-    return Logprob(0, raw, number_of(token.get("logprob")))
-
-
-def _text_tokens(logprobs: Mapping[str, object]) -> tuple[TokenLogprob, ...]:
-    """/completions lists tokens, their log probabilities and tables of the likeliest side by side."""
-    tokens, values = items_of(logprobs.get("tokens")), items_of(logprobs.get("token_logprobs"))
-    if len(tokens) != len(values):
-        raise Malformed(f"{len(values)} log probabilities for {len(tokens)} tokens")
-    tops = items_of(logprobs.get("top_logprobs")) or [None] * len(tokens)
-    return tuple(
-        TokenLogprob(Logprob(0, text_of(token).encode(errors="replace"), number_of(value)), _table(top))
-        for token, value, top in zip(tokens, values, tops, strict=False)
-    )
-
-
-def _table(top: object) -> tuple[Logprob, ...]:
-    if top is None:
-        return ()
-    entries = [Logprob(0, token.encode(errors="replace"), number_of(value)) for token, value in object_of(top).items()]
-    return tuple(sorted(entries, key=lambda entry: -entry.logprob))
 
 
 def _vector(value: object) -> Array:

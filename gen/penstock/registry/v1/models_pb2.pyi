@@ -1222,6 +1222,10 @@ class Manifest(_message.Message):
     COMPILED_FOR_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     CONFIDENTIAL_FIELD_NUMBER: _builtins.int
+    RESPONSE_CACHE_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    COST_PER_MILLION_TOKENS_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     version: _builtins.str
     """A positive decimal number, as Triton has them."""
@@ -1243,6 +1247,12 @@ class Manifest(_message.Message):
     """Whose model it is; the signer has to be endorsed for it. Empty: "default"."""
     confidential: _builtins.bool
     """Workers keep its files in memory only, and give them to nobody."""
+    response_cache: _builtins.bool
+    """The same request gets the same answer: gateways may give one again that they have given before."""
+    context_tokens: _builtins.int
+    """Prompt and answer together; 0 = as its engine says."""
+    cost_per_million_tokens: _builtins.float
+    """What a million tokens cost beside those of other models; 0 = unknown."""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ManifestFile]: ...
     @_builtins.property
@@ -1264,6 +1274,10 @@ class Manifest(_message.Message):
     @_builtins.property
     def compiled_for(self) -> Global___CompiledFor:
         """What compiled files were made for. Absent: they run anywhere."""
+
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of what its engine passes on: "tools", "json", "json_schema" and others. Empty = as its engine says."""
 
     def __init__(
         self,
@@ -1289,10 +1303,14 @@ class Manifest(_message.Message):
         compiled_for: Global___CompiledFor | None = ...,
         tenant: _builtins.str = ...,
         confidential: _builtins.bool = ...,
+        response_cache: _builtins.bool = ...,
+        context_tokens: _builtins.int = ...,
+        cost_per_million_tokens: _builtins.float = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "compiled_for", b"compiled_for", "sequence_batching", b"sequence_batching"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "compiled_for", b"compiled_for", "confidential", b"confidential", "decoupled", b"decoupled", "description", b"description", "engine", b"engine", "files", b"files", "inputs", b"inputs", "instances", b"instances", "licence", b"licence", "max_batch_size", b"max_batch_size", "memory_bytes", b"memory_bytes", "model", b"model", "outputs", b"outputs", "parameters", b"parameters", "sequence_batching", b"sequence_batching", "task", b"task", "tenant", b"tenant", "tier", b"tier", "version", b"version", "warm_ups", b"warm_ups"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batching", b"batching", "capabilities", b"capabilities", "compiled_for", b"compiled_for", "confidential", b"confidential", "context_tokens", b"context_tokens", "cost_per_million_tokens", b"cost_per_million_tokens", "decoupled", b"decoupled", "description", b"description", "engine", b"engine", "files", b"files", "inputs", b"inputs", "instances", b"instances", "licence", b"licence", "max_batch_size", b"max_batch_size", "memory_bytes", b"memory_bytes", "model", b"model", "outputs", b"outputs", "parameters", b"parameters", "response_cache", b"response_cache", "sequence_batching", b"sequence_batching", "task", b"task", "tenant", b"tenant", "tier", b"tier", "version", b"version", "warm_ups", b"warm_ups"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

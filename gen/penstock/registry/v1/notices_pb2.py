@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from penstock.registry.v1 import models_pb2 as penstock_dot_registry_dot_v1_dot_models__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"penstock/registry/v1/notices.proto\x12\x14penstock.registry.v1\x1a!penstock/registry/v1/models.proto\"\xd7\x01\n\x0bModelNotice\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x13\n\x0bshared_with\x18\x03 \x03(\t\x12,\n\x07\x61liases\x18\x04 \x03(\x0b\x32\x1b.penstock.registry.v1.Alias\x12\x39\n\twithdrawn\x18\x05 \x03(\x0b\x32&.penstock.registry.v1.WithdrawnVersion\x12\x17\n\x0frevoked_signers\x18\x06 \x03(\t\x12\x12\n\ngeneration\x18\x07 \x01(\x04\"3\n\x10WithdrawnVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"2\n\tKeyNotice\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x15\n\rchanged_at_ms\x18\x02 \x01(\x03\"4\n\nNodeNotice\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x15\n\rrevoked_at_ms\x18\x02 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"penstock/registry/v1/notices.proto\x12\x14penstock.registry.v1\x1a!penstock/registry/v1/models.proto\"\xd7\x01\n\x0bModelNotice\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x13\n\x0bshared_with\x18\x03 \x03(\t\x12,\n\x07\x61liases\x18\x04 \x03(\x0b\x32\x1b.penstock.registry.v1.Alias\x12\x39\n\twithdrawn\x18\x05 \x03(\x0b\x32&.penstock.registry.v1.WithdrawnVersion\x12\x17\n\x0frevoked_signers\x18\x06 \x03(\t\x12\x12\n\ngeneration\x18\x07 \x01(\x04\"3\n\x10WithdrawnVersion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\"2\n\tKeyNotice\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x15\n\rchanged_at_ms\x18\x02 \x01(\x03\"4\n\nNodeNotice\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x15\n\rrevoked_at_ms\x18\x02 \x01(\x03\"\"\n\x0cLimitsNotice\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,4 +40,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYNOTICE']._serialized_end=416
   _globals['_NODENOTICE']._serialized_start=418
   _globals['_NODENOTICE']._serialized_end=470
+  _globals['_LIMITSNOTICE']._serialized_start=472
+  _globals['_LIMITSNOTICE']._serialized_end=506
 # @@protoc_insertion_point(module_scope)

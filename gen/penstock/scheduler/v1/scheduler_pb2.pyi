@@ -1055,6 +1055,11 @@ class RoutingRule(_message.Message):
     PRIORITY_CLASS_FIELD_NUMBER: _builtins.int
     SHARE_FIELD_NUMBER: _builtins.int
     FLAGS_FIELD_NUMBER: _builtins.int
+    FALLBACKS_FIELD_NUMBER: _builtins.int
+    FALLBACK_ON_FIELD_NUMBER: _builtins.int
+    HEDGE_QUANTILE_FIELD_NUMBER: _builtins.int
+    STICKY_VERSIONS_FIELD_NUMBER: _builtins.int
+    AUTO_MODELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     strategy: _builtins.str
     """affinity, round-robin, weighted-round-robin, least-loaded, two-choices, latency or cost. Empty: as before."""
@@ -1066,6 +1071,10 @@ class RoutingRule(_message.Message):
     """In the capacity queue: 0 comes before 1, 1 before 2; 1 is what nobody set."""
     share: _builtins.int
     """Its part of what is given out to its class while others wait as well; 0: 1."""
+    hedge_quantile: _builtins.float
+    """A second worker is asked once the first takes longer than so many of its recent requests did, such as 0.95. 0: never."""
+    sticky_versions: _builtins.bool
+    """Requests of one API key that name no version keep to one of an alias' versions, as those of one session always do."""
     @_builtins.property
     def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Whom it is for: names, or patterns with * and ?. Empty: everybody, everything, everywhere."""
@@ -1086,6 +1095,18 @@ class RoutingRule(_message.Message):
     def prefer(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerSelector]: ...
     @_builtins.property
     def flags(self) -> _containers.ScalarMap[_builtins.str, _builtins.bool]: ...
+    @_builtins.property
+    def fallbacks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Who is asked when the model fails a request: "other", "model@2", in this order. Empty: as before; "none": nobody."""
+
+    @_builtins.property
+    def fallback_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """When: "failure", "overload", "context". Empty: as before; at first all of them."""
+
+    @_builtins.property
+    def auto_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Among whom the model "auto" is chosen: names, or patterns with * and ?. Empty: as before; at first all that a key may call."""
+
     def __init__(
         self,
         *,
@@ -1103,19 +1124,32 @@ class RoutingRule(_message.Message):
         priority_class: _builtins.int | None = ...,
         share: _builtins.int = ...,
         flags: _abc.Mapping[_builtins.str, _builtins.bool] | None = ...,
+        fallbacks: _abc.Iterable[_builtins.str] | None = ...,
+        fallback_on: _abc.Iterable[_builtins.str] | None = ...,
+        hedge_quantile: _builtins.float | None = ...,
+        sticky_versions: _builtins.bool | None = ...,
+        auto_models: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cross_region", b"_cross_region", "_priority_class", b"_priority_class", "cross_region", b"cross_region", "priority_class", b"priority_class", "weights", b"weights"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cross_region", b"_cross_region", "_hedge_quantile", b"_hedge_quantile", "_priority_class", b"_priority_class", "_sticky_versions", b"_sticky_versions", "cross_region", b"cross_region", "hedge_quantile", b"hedge_quantile", "priority_class", b"priority_class", "sticky_versions", b"sticky_versions", "weights", b"weights"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cross_region", b"_cross_region", "_priority_class", b"_priority_class", "allow", b"allow", "cross_region", b"cross_region", "deny", b"deny", "flags", b"flags", "models", b"models", "name", b"name", "prefer", b"prefer", "priority_class", b"priority_class", "regions", b"regions", "shadow_strategy", b"shadow_strategy", "share", b"share", "strategy", b"strategy", "tenants", b"tenants", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cross_region", b"_cross_region", "_hedge_quantile", b"_hedge_quantile", "_priority_class", b"_priority_class", "_sticky_versions", b"_sticky_versions", "allow", b"allow", "auto_models", b"auto_models", "cross_region", b"cross_region", "deny", b"deny", "fallback_on", b"fallback_on", "fallbacks", b"fallbacks", "flags", b"flags", "hedge_quantile", b"hedge_quantile", "models", b"models", "name", b"name", "prefer", b"prefer", "priority_class", b"priority_class", "regions", b"regions", "shadow_strategy", b"shadow_strategy", "share", b"share", "sticky_versions", b"sticky_versions", "strategy", b"strategy", "tenants", b"tenants", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cross_region: _TypeAlias = _typing.Literal["cross_region"]  # noqa: Y015
     _WhichOneofArgType__cross_region: _TypeAlias = _typing.Literal["_cross_region", b"_cross_region"]  # noqa: Y015
+    _WhichOneofReturnType__hedge_quantile: _TypeAlias = _typing.Literal["hedge_quantile"]  # noqa: Y015
+    _WhichOneofArgType__hedge_quantile: _TypeAlias = _typing.Literal["_hedge_quantile", b"_hedge_quantile"]  # noqa: Y015
     _WhichOneofReturnType__priority_class: _TypeAlias = _typing.Literal["priority_class"]  # noqa: Y015
     _WhichOneofArgType__priority_class: _TypeAlias = _typing.Literal["_priority_class", b"_priority_class"]  # noqa: Y015
+    _WhichOneofReturnType__sticky_versions: _TypeAlias = _typing.Literal["sticky_versions"]  # noqa: Y015
+    _WhichOneofArgType__sticky_versions: _TypeAlias = _typing.Literal["_sticky_versions", b"_sticky_versions"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cross_region) -> _WhichOneofReturnType__cross_region | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hedge_quantile) -> _WhichOneofReturnType__hedge_quantile | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__priority_class) -> _WhichOneofReturnType__priority_class | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sticky_versions) -> _WhichOneofReturnType__sticky_versions | None: ...
 
 Global___RoutingRule: _TypeAlias = RoutingRule  # noqa: Y015
 

@@ -100,6 +100,8 @@ def test_top_k_and_top_p_bound_the_choice(engine: LlmEngine) -> None:
         (TextRequest("a", Sampling(temperature=float("nan"))), "temperature is nan"),
         (TextRequest("a", Sampling(top_p=0.0)), "top_p is 0.0"),
         (TextRequest("a", resume_token_ids=(9999,)), "outside of this model's"),
+        (TextRequest("a", logit_bias={9999: 1.0}), "logit_bias names token 9999"),
+        (TextRequest("a", logit_bias={1: -101.0}), "logit_bias of token 1 is -101.0"),
     ],
 )
 def test_what_exceeds_the_model_is_refused_before_it_runs(engine: LlmEngine, request_: TextRequest, sentence: str) -> None:

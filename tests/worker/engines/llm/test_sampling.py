@@ -51,6 +51,21 @@ def test_the_nth_draw_depends_on_the_seed_and_n_alone(seed: int, resumed: list[i
     assert [whole.choose(logits) for _ in range(5)] == [rest.choose(logits) for _ in range(5)]
 
 
+@settings(deadline=None)
+@given(ALL_LOGITS, st.data())
+def test_a_bias_bans_a_token_or_makes_it_the_only_one(logits: Array, data: st.DataObject) -> None:
+    token, before = data.draw(st.integers(0, logits.size - 1)), logits.copy()
+    for chosen in (GREEDY, Choice()):
+        assert Sampler(chosen, 1, (), bias={token: 100.0}).choose(logits) == token
+        assert Sampler(chosen, 1, (), bias={token: -100.0}).choose(logits) != token
+    assert (logits == before).all(), "the decoder's own numbers stay as they are"
+
+
+def test_a_bias_and_a_penalty_add_up() -> None:
+    sampler = Sampler(Choice(temperature=0.0, presence_penalty=1.0), 1, (), bias={0: 0.5})
+    assert [sampler.choose(np.zeros(3, np.float32)) for _ in range(3)] == [0, 1, 2]
+
+
 def test_draws_follow_the_probabilities() -> None:
     logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
     counts = Counter(draws(logits, Choice(), 4000))

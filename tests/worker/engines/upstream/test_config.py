@@ -49,7 +49,7 @@ def test_the_least_and_the_most_that_it_says(tmp_path: Path) -> None:
         ("api", "is no TOML"),
         ('api = "openai"\nbase_url = "https://a"\n', "model is None"),
         (LEAST.replace("openai", "claude", 1), "api is 'claude'; openai or gemini"),
-        (LEAST + "temperature = 1\n", "temperature is not a field; the fields are: api, base_url"),
+        (LEAST + "temperature = 1\n", "temperature is not a field; the fields are: always_stream, api, base_url"),
         (LEAST + 'key = "a"\n[timeouts]\nread_s = 1\n', r"timeouts\.read_s is not a field"),
         (LEAST + "[timeouts]\ntotal_s = 0\n", r"timeouts\.total_s is 0; seconds from"),
         (LEAST + "[timeouts]\ntotal_s = nan\n", "seconds from"),

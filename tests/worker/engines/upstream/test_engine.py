@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runtime.errors import PenstockError, UpstreamUnavailable
 from tests.support.upstream_server import (
@@ -28,6 +30,7 @@ from tests.worker.upstreams import (
     chat_spec,
     embedding_spec,
     end_of,
+    events,
     opened,
     refusal,
     said,
@@ -35,9 +38,10 @@ from tests.worker.upstreams import (
     with_key,
     write,
 )
-from worker.engine import Finish, Message, ModelRefused, Sampling, TextRequest
-from worker.engines.upstream.engine import CannotResume, open_upstream
+from worker.engine import Finish, Message, ModelRefused, Piece, Sampling, TextRequest, ToolCallPart, ToolUse
+from worker.engines.upstream.engine import CannotResume, joined, open_upstream
 from worker.engines.upstream.errors import UpstreamClosed, UpstreamGarbled, UpstreamModelNotFound
+from worker.engines.upstream.http import FREE_STREAMS
 from worker.remote.upstream_hosts import HostRefused
 from worker.remote.upstream_keys import KeysRefused, UpstreamAccess
 from worker.types import Task
@@ -49,11 +53,82 @@ async def test_pieces_come_as_the_upstream_sends_them(tmp_path: Path, api: str) 
         async with opened(tmp_path, upstream.url, api=api) as engine:
             for _ in range(3):
                 pieces = await said(engine, chat("hällo big world"))
-                assert [piece.text for piece in pieces if piece.text] == ["hällo", " big", " world"]
+                assert text_of(pieces) == "hällo big world"
                 assert pieces[-1].finish is Finish.STOP
                 assert end_of(pieces) == (Finish.STOP, 3, 3 if api == "openai" else 5)
                 assert all(piece.token_ids == () for piece in pieces)
         assert upstream.connections == 1, "a connection whose answer was whole is used again"
+
+
+@pytest.mark.parametrize("api", ["openai", "gemini"])
+async def test_a_whole_answer_is_asked_for_where_nobody_reads_it_before_its_end(tmp_path: Path, api: str) -> None:
+    async with running_upstream(openai_answer if api == "openai" else gemini_answer) as upstream:
+        async with opened(tmp_path, upstream.url, api=api) as engine:
+            (only,) = await said(engine, chat("hällo big world", whole=True))
+            assert (only.text, only.finish) == ("hällo big world", Finish.STOP)
+            assert (only.prompt_tokens, only.completion_tokens) == ((3, 3) if api == "openai" else (1, 2))
+            await said(engine, chat("again", whole=True))
+        assert upstream.connections == 1
+        assert "stream" not in upstream.asked[0].body
+        assert "stream" not in upstream.asked[0].path
+        async with opened(tmp_path / "streams", upstream.url, api=api, always_stream=True) as engine:
+            pieces = await said(engine, chat("hällo big world", whole=True))
+            assert text_of(pieces) == "hällo big world"
+        assert upstream.asked[-1].body.get("stream") or upstream.asked[-1].path.endswith("alt=sse")
+
+
+async def test_a_whole_answer_may_take_as_long_as_it_takes(tmp_path: Path) -> None:
+    async def slow(asked: Asked, reply: Reply) -> None:
+        await asyncio.sleep(0.3)
+        await openai_answer(asked, reply)
+
+    async with running_upstream(slow) as upstream:
+        async with opened(tmp_path, upstream.url, timeouts={"first_token_s": 0.1}) as engine:
+            assert text_of(await said(engine, chat("at last", whole=True))) == "at last"
+        async with opened(tmp_path / "b", upstream.url, timeouts={"total_s": 0.1}) as engine:
+            with pytest.raises(PenstockError, match=r"longer than total_s = 0\.1"):
+                await said(engine, chat("never", whole=True))
+
+
+async def test_a_whole_answer_with_calls(tmp_path: Path) -> None:
+    use = ToolUse('[{"type":"function","function":{"name":"echo"}}]')
+    async with running_upstream(openai_answer) as upstream, opened(tmp_path, upstream.url) as engine:
+        (whole,) = await said(engine, chat("two words", whole=True, tool_use=use))
+        streamed = await said(engine, chat("two words", tool_use=use))
+    assert [part.name for part in whole.tool_calls] == ["echo"]
+    parts = [part for piece in streamed for part in piece.tool_calls]
+    assert "".join(part.arguments for part in parts) == whole.tool_calls[0].arguments == '{"words": "two words "}'
+    assert whole.finish is streamed[-1].finish is Finish.TOOL_CALLS
+
+
+async def test_what_came_before_a_failure_is_given_first(tmp_path: Path) -> None:
+    both = b'data: {"choices":[{"delta":{"content":"half"}}]}\n\ndata: {"error":{"message":"no memory"}}\n\n'
+    async with running_upstream(events(both)) as upstream, opened(tmp_path, upstream.url) as engine:
+        answer = engine.generate(chat("a"))
+        assert (await anext(answer)).text == "half"
+        with pytest.raises(UpstreamUnavailable, match="no memory"):
+            await anext(answer)
+
+
+async def test_many_answers_side_by_side_are_all_whole(tmp_path: Path) -> None:
+    texts = [" ".join(f"{answer}.{word}" for word in range(12)) for answer in range(3 * FREE_STREAMS)]
+    async with running_upstream(openai_answer) as upstream, opened(tmp_path, upstream.url) as engine:
+        answers = await asyncio.gather(*(said(engine, chat(text)) for text in texts))
+        assert [text_of(pieces) for pieces in answers] == texts
+        assert all(end_of(pieces) == (Finish.STOP, 12, 12) for pieces in answers)
+        assert engine._client.streams == 0
+
+
+@given(st.lists(st.tuples(st.text(max_size=3), st.integers(0, 2)), min_size=1, max_size=6))
+def test_pieces_that_came_together_say_the_same_as_one(parts: list[tuple[str, int]]) -> None:
+    pieces = [
+        Piece(text, (), tool_calls=tuple(ToolCallPart(0, arguments=f"{each}") for each in range(calls)))
+        for text, calls in parts
+    ]
+    whole = joined([*pieces, Piece("", (), Finish.LENGTH, 3, 4)])
+    assert whole.text == "".join(text for text, _ in parts)
+    assert whole.tool_calls == tuple(call for piece in pieces for call in piece.tool_calls)
+    assert (whole.finish, whole.prompt_tokens, whole.completion_tokens) == (Finish.LENGTH, 3, 4)
 
 
 async def test_a_completion(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from runtime.errors import InvalidArgument, UpstreamBusy, UpstreamUnavailable
 from tests.support.upstream_server import gemini_chunk
 from tests.worker.upstreams import chat, end_of, text_of
-from worker.engine import Finish, Logprob, Message, Piece, Sampling, TextRequest, TokenLogprob
+from worker.engine import Finish, Logprob, Message, Piece, Sampling, TextRequest, TokenLogprob, ToolCallPart, ToolUse
 from worker.engines.upstream.config import UpstreamConfig
 from worker.engines.upstream.errors import UpstreamWithheld
 from worker.engines.upstream.gemini import Gemini, GeminiReading
@@ -71,7 +71,13 @@ def test_settings() -> None:
     [
         TextRequest((Message("system", "alone"),)),
         TextRequest((Message("tool", "a"),)),
+        TextRequest((Message("user", "a"), Message("tool", "2", tool_call_id="c9"))),
+        TextRequest((Message("assistant", "", tool_calls_json='[{"function":{"name":"f","arguments":"["}}]'),)),
         chat("a", sampling=Sampling(repetition_penalty=1.1)),
+        chat("a", logit_bias={1: 2.0}),
+        chat("a", tool_use=ToolUse("{}")),
+        chat("a", tool_use=ToolUse("[]", parallel=False)),
+        chat("a", tool_use=ToolUse(response_format_json="[]")),
     ],
 )
 def test_what_gemini_cannot_be_asked(request_: TextRequest) -> None:
@@ -91,6 +97,60 @@ def test_an_answer() -> None:
     assert end_of(read(gemini_chunk("ab", "STOP"))) == (Finish.STOP, 0, 1), "without usage, events are counted"
 
 
+ADD = {"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize(
+    ("choice", "config"),
+    [
+        ("", None),
+        ('"auto"', {"mode": "AUTO"}),
+        ('"none"', {"mode": "NONE"}),
+        ('"required"', {"mode": "ANY"}),
+        ('{"type":"function","function":{"name":"add"}}', {"mode": "ANY", "allowedFunctionNames": ["add"]}),
+    ],
+)
+def test_tools(choice: str, config: object) -> None:
+    body = asked(chat("1 + 1?", tool_use=ToolUse(json.dumps([ADD]), choice)))
+    declared = {"name": "add", "description": "adds", "parametersJsonSchema": {"type": "object"}}
+    assert body["tools"] == [{"functionDeclarations": [declared]}]
+    assert body.get("toolConfig") == (config and {"functionCallingConfig": config})
+
+
+def test_turns_of_tools() -> None:
+    calls = '[{"id":"c1","function":{"name":"add","arguments":"{\\"a\\":1}"}}]'
+    turns = (
+        *(Message("user", "?"), Message("assistant", "", tool_calls_json=calls)),
+        *(Message("tool", "two", tool_call_id="c1"), Message("tool", '{"sum":2}', tool_call_id="c1")),
+    )
+    assert asked(TextRequest(turns))["contents"][1:] == [
+        {"role": "model", "parts": [{"functionCall": {"name": "add", "args": {"a": 1}}}]},
+        {
+            "role": "user",
+            "parts": [
+                {"functionResponse": {"name": "add", "response": {"result": "two"}}},
+                {"functionResponse": {"name": "add", "response": {"sum": 2}}},
+            ],
+        },
+    ]
+
+
+def test_calls_of_an_answer() -> None:
+    parts = [{"text": "so"}, {"functionCall": {"name": "add", "args": {"a": "ä"}}}, {"functionCall": {"name": "now"}}]
+    first, last = read({"candidates": [{"content": {"parts": parts}, "finishReason": "STOP"}]})
+    assert first.text == "so"
+    assert first.tool_calls == (ToolCallPart(0, "call_0_add", "add", '{"a": "ä"}'), ToolCallPart(1, "call_1_now", "now", "{}"))
+    assert last.finish is Finish.TOOL_CALLS
+
+
+def test_an_answer_that_is_json() -> None:
+    plain = asked(chat("a", tool_use=ToolUse(response_format_json='{"type":"json_object"}')))
+    assert plain["generationConfig"] == {"responseMimeType": "application/json"}
+    schema = '{"type":"json_schema","json_schema":{"name":"n","schema":{"type":"object"}}}'
+    described = asked(chat("a", tool_use=ToolUse(response_format_json=schema)))
+    assert described["generationConfig"]["responseJsonSchema"] == {"type": "object"}
+
+
 def test_log_probabilities() -> None:
     result = {
         "chosenCandidates": [{"token": "a", "tokenId": 7, "logProbability": -0.5}],
@@ -101,7 +161,14 @@ def test_log_probabilities() -> None:
     assert read(chunk)[0].logprobs == (TokenLogprob(chosen, (chosen, other)),)
 
 
-@pytest.mark.parametrize("reason", ["SAFETY", "RECITATION", "PROHIBITED_CONTENT", "SPII", "OTHER", "SOMETHING_NEW"])
+@pytest.mark.parametrize("reason", ["SAFETY", "RECITATION", "PROHIBITED_CONTENT", "SPII", "BLOCKLIST"])
+def test_an_answer_that_a_filter_ended_says_so(reason: str) -> None:
+    pieces = read(gemini_chunk("half", reason))
+    assert text_of(pieces) == "half"
+    assert pieces[-1].finish is Finish.CONTENT_FILTER
+
+
+@pytest.mark.parametrize("reason", ["OTHER", "MALFORMED_FUNCTION_CALL", "SOMETHING_NEW"])
 def test_an_answer_that_was_withheld_is_no_whole_one(reason: str) -> None:
     with pytest.raises(UpstreamWithheld, match=reason):
         read(gemini_chunk("half", reason))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import DeadlineExceeded, PenstockError, UpstreamBusy, UpstreamUnavailable
+from runtime.errors import ContextExceeded, DeadlineExceeded, PenstockError, UpstreamBusy, UpstreamUnavailable
 from tests.support.upstream_server import (
     Asked,
     Reply,
@@ -137,6 +137,8 @@ REFUSALS = [
     (400, {"error": {"message": "n is too large"}}, UpstreamRefused, "answered 400: n is too large"),
     (400, b"<html>no</html>", UpstreamRefused, "answered 400; change the request"),
     (400, {"message": "elsewhere"}, UpstreamRefused, "answered 400; change the request"),
+    (400, {"error": {"message": "too long", "code": "context_length_exceeded"}}, ContextExceeded, "answered 400: too long"),
+    (400, {"error": {"message": "maximum context length is 9"}}, ContextExceeded, "maximum context length is 9"),
     (401, {"error": {"message": f"Incorrect API key provided: {KEY}"}}, UpstreamKeyRefused, "the operator has to look"),
     (403, None, UpstreamKeyRefused, "the operator has to look"),
     (404, {"error": {"message": "no such model"}}, UpstreamModelNotFound, "model and base_url in upstream.toml"),

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.errors import PenstockError
+from runtime.errors import InvalidArgument, PenstockError
 from tests.support.upstream_server import (
     Asked,
     Reply,
@@ -28,13 +28,10 @@ from tests.worker.upstreams import (
     said,
     text_of,
 )
-from worker.engine import Finish, Logprob, Piece, TextRequest, TokenLogprob
+from worker.engine import Finish, Logprob, Message, Piece, TextRequest, TokenLogprob, ToolCallPart, ToolUse
 from worker.engines.upstream.api import Call
 from worker.engines.upstream.config import UpstreamConfig
-from worker.engines.upstream.errors import (
-    UpstreamWithheld,
-    error_object,
-)
+from worker.engines.upstream.errors import error_object
 from worker.engines.upstream.gemini import GeminiReading
 from worker.engines.upstream.json import Malformed
 from worker.engines.upstream.openai import OpenAi, OpenAiReading
@@ -150,9 +147,71 @@ def test_log_probabilities_of_a_completion() -> None:
     assert body_of(call)["logprobs"] == 0
 
 
-def test_an_answer_that_was_filtered_is_no_whole_one() -> None:
-    with pytest.raises(UpstreamWithheld, match="content filter"):
-        reading_of(chat_chunk("half"), chat_chunk(None, "content_filter"))
+def test_an_answer_that_a_filter_ended_says_so() -> None:
+    pieces = reading_of(chat_chunk("half"), chat_chunk(None, "content_filter"))
+    assert (text_of(pieces), pieces[-1].finish) == ("half", Finish.CONTENT_FILTER)
+
+
+TOOLS_JSON = '[{"type":"function","function":{"name":"add","parameters":{"type":"object"}}}]'
+
+
+def test_tools_and_formats_go_as_they_came() -> None:
+    use = ToolUse(TOOLS_JSON, '{"type":"function","function":{"name":"add"}}', False, '{"type":"json_object"}')
+    calls = '[{"id":"c1","type":"function","function":{"name":"add","arguments":"{}"}}]'
+    turns = (
+        Message("user", "1 + 1?", "eve"),
+        Message("assistant", "", tool_calls_json=calls),
+        Message("tool", "2", "", "", "c1"),
+    )
+    body = body_of(OpenAi(CONFIG, Task.CHAT).generation(TextRequest(turns, tool_use=use, logit_bias={7: -100.0})))
+    assert body["messages"] == [
+        {"role": "user", "content": "1 + 1?", "name": "eve"},
+        {"role": "assistant", "content": None, "tool_calls": json.loads(calls)},
+        {"role": "tool", "content": "2", "tool_call_id": "c1"},
+    ]
+    assert body["tools"] == json.loads(TOOLS_JSON)
+    assert body["tool_choice"] == {"type": "function", "function": {"name": "add"}}
+    assert body["parallel_tool_calls"] is False
+    assert body["response_format"] == {"type": "json_object"}
+    assert body["logit_bias"] == {"7": -100.0}
+    assert "n" not in body
+
+
+def test_what_is_not_said_is_not_sent() -> None:
+    body = body_of(OpenAi(CONFIG, Task.CHAT).generation(chat("a")))
+    assert body.keys() == {"model", "stream", "stream_options", "messages"}
+
+
+@pytest.mark.parametrize("use", [ToolUse("{"), ToolUse("[]", "{"), ToolUse(response_format_json="\x00")])
+def test_tools_that_are_no_json_are_the_callers(use: ToolUse) -> None:
+    with pytest.raises(InvalidArgument, match="as OpenAI's API has it"):
+        OpenAi(CONFIG, Task.CHAT).generation(chat("a", tool_use=use))
+
+
+def called(index: int, arguments: str, **named: str) -> dict[str, Any]:
+    function = {"arguments": arguments, **({"name": named["name"]} if named else {})}
+    return {"index": index, **({"id": named["id"], "type": "function"} if named else {}), "function": function}
+
+
+def test_tool_calls_in_parts() -> None:
+    chunks = [
+        {"choices": [{"delta": {"role": "assistant", "content": None, "tool_calls": [called(0, "", id="c1", name="add")]}}]},
+        {"choices": [{"delta": {"tool_calls": [called(0, '{"a":'), called(1, "", id="c2", name="sub")]}}]},
+        {"choices": [{"delta": {"tool_calls": [called(0, "1}")]}}]},
+        {"choices": [{"delta": {}, "finish_reason": "tool_calls"}]},
+    ]
+    pieces = reading_of(*chunks)
+    assert [part for piece in pieces for part in piece.tool_calls] == [
+        ToolCallPart(0, "c1", "add", ""),
+        ToolCallPart(0, arguments='{"a":'),
+        ToolCallPart(1, "c2", "sub", ""),
+        ToolCallPart(0, arguments="1}"),
+    ]
+    assert pieces[-1].finish is Finish.TOOL_CALLS
+    # Ollama and some others send whole calls without an index.
+    whole = {"id": "c", "function": {"name": "add", "arguments": "{}"}}
+    first, _ = reading_of({"choices": [{"delta": {"tool_calls": [whole, whole]}, "finish_reason": "tool_calls"}]})
+    assert [part.place for part in first.tool_calls] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +221,9 @@ def test_an_answer_that_was_filtered_is_no_whole_one() -> None:
         {"choices": [1]},
         {"choices": [{"delta": "a"}]},
         {"choices": [{"delta": {}, "finish_reason": 1}]},
+        {"choices": [{"delta": {"tool_calls": {}}}]},
+        {"choices": [{"delta": {"tool_calls": [{"index": 128}]}}]},
+        {"choices": [{"delta": {"tool_calls": [{"function": {"arguments": {}}}]}}]},
         {"choices": [{"delta": {}, "logprobs": {"content": [{"token": "a", "bytes": [300], "logprob": 0}]}}]},
         {"choices": [{"delta": {}, "logprobs": {"content": [{"token": "a"}]}}]},
         {"usage": {"completion_tokens": "many"}},

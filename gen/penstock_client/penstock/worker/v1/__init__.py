@@ -45,6 +45,7 @@ __all__ = (
     "StatusResponse",
     "TokenLogprob",
     "TokenUsage",
+    "ToolCallDelta",
     "UnloadModelRequest",
     "UnloadModelResponse",
     "WorkerLoad",
@@ -75,12 +76,18 @@ class FinishReason(betterproto2.Enum):
 
     LENGTH = 2
 
+    TOOL_CALLS = 3
+
+    CONTENT_FILTER = 4
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
             0: "FINISH_REASON_UNSPECIFIED",
             1: "FINISH_REASON_STOP",
             2: "FINISH_REASON_LENGTH",
+            3: "FINISH_REASON_TOOL_CALLS",
+            4: "FINISH_REASON_CONTENT_FILTER",
         }
 
     @classmethod
@@ -89,6 +96,8 @@ class FinishReason(betterproto2.Enum):
             "FINISH_REASON_UNSPECIFIED": 0,
             "FINISH_REASON_STOP": 1,
             "FINISH_REASON_LENGTH": 2,
+            "FINISH_REASON_TOOL_CALLS": 3,
+            "FINISH_REASON_CONTENT_FILTER": 4,
         }
 
 
@@ -218,6 +227,18 @@ class ChatMessage(betterproto2.Message):
 
     content: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
+    name: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+
+    tool_calls_json: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    Of an assistant's turn: JSON as OpenAI's API has it; empty: none.
+    """
+
+    tool_call_id: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+    """
+    Of a tool's turn: which call it answers.
+    """
+
 
 default_message_pool.register_message("penstock.worker.v1", "ChatMessage", ChatMessage)
 
@@ -343,6 +364,38 @@ class GenerateRequest(betterproto2.Message):
     Absent: none are asked for. 0 = of the chosen tokens alone; n = of the n likeliest at each place as well.
     """
 
+    tools_json: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
+    """
+    JSON as OpenAI's API has it, for engines with the capabilities "tools", "json" and "json_schema"; empty: none.
+    """
+
+    tool_choice_json: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
+
+    response_format_json: "str" = betterproto2.field(11, betterproto2.TYPE_STRING)
+
+    logit_bias: "dict[int, float]" = betterproto2.field(
+        12,
+        betterproto2.TYPE_MAP,
+        map_meta=betterproto2.map_meta(
+            betterproto2.TYPE_UINT32, betterproto2.TYPE_FLOAT
+        ),
+    )
+    """
+    Added to the logits of these tokens, from -100 to 100.
+    """
+
+    parallel_tool_calls: "bool | None" = betterproto2.field(
+        13, betterproto2.TYPE_BOOL, optional=True
+    )
+    """
+    Whether an answer may hold several tool calls. Absent: as the engine has it.
+    """
+
+    whole: "bool" = betterproto2.field(14, betterproto2.TYPE_BOOL)
+    """
+    Nobody reads the answer before its end: an engine may make it in one.
+    """
+
 
 default_message_pool.register_message(
     "penstock.worker.v1", "GenerateRequest", GenerateRequest
@@ -377,6 +430,10 @@ class GenerateResponse(betterproto2.Message):
     """
     One for each of token_ids where they were asked for.
     """
+
+    tool_calls: "list[ToolCallDelta]" = betterproto2.field(
+        6, betterproto2.TYPE_MESSAGE, repeated=True
+    )
 
 
 default_message_pool.register_message(
@@ -548,6 +605,28 @@ class ModelCopy(betterproto2.Message):
     memory_bytes: "int" = betterproto2.field(8, betterproto2.TYPE_UINT64)
     """
     What it takes of the worker's memory, or is thought to take while it loads; 0: unknown.
+    """
+
+    capabilities: "list[str]" = betterproto2.field(
+        9, betterproto2.TYPE_STRING, repeated=True
+    )
+    """
+    What may be asked of it beyond its task: "tools", "json", "json_schema", "logprobs", "penalties", "logit_bias", "resume".
+    """
+
+    cacheable: "bool" = betterproto2.field(10, betterproto2.TYPE_BOOL)
+    """
+    The same request gets the same answer, so that one given before may be given again.
+    """
+
+    context_tokens: "int" = betterproto2.field(11, betterproto2.TYPE_UINT32)
+    """
+    Prompt and answer together; 0: unknown.
+    """
+
+    cost_per_million_tokens: "float" = betterproto2.field(12, betterproto2.TYPE_DOUBLE)
+    """
+    What a million tokens cost beside those of other models; 0: unknown.
     """
 
 
@@ -1019,6 +1098,29 @@ class TokenUsage(betterproto2.Message):
 
 
 default_message_pool.register_message("penstock.worker.v1", "TokenUsage", TokenUsage)
+
+
+@dataclass(eq=False, repr=False)
+class ToolCallDelta(betterproto2.Message):
+    """
+    A part of a tool call. Parts of one call have its index; id and name come with the first.
+    """
+
+    index: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
+
+    id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    name: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
+
+    arguments: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
+    """
+    The next piece of the arguments' JSON.
+    """
+
+
+default_message_pool.register_message(
+    "penstock.worker.v1", "ToolCallDelta", ToolCallDelta
+)
 
 
 @dataclass(eq=False, repr=False)

@@ -1,0 +1,1 @@
+"""What became of each request, kept in SQL: written beside the traffic, read by those whose requests they were."""

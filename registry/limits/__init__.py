@@ -1,0 +1,1 @@
+"""Limits: how much of the mesh somebody may use."""
