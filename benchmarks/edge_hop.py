@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import socket
 import ssl
 import statistics
 import subprocess
@@ -186,14 +187,13 @@ def sampled(server: str, address: str, pids: tuple[int, int], in_flight: int, du
     return Sample(server, stream, in_flight, *(1e6 * each / found["requests"] for each in spent))
 
 
-def _free_port(taken: set[int]) -> int:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        taken.add(port)
-        return port
+def _free_ports(count: int) -> list[int]:
+    """Held together while they are chosen, so that each is another."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
 
 
 def compared(rounds: int, duration_s: float, in_flight: list[int]) -> list[Sample]:
@@ -208,8 +208,7 @@ def compared(rounds: int, duration_s: float, in_flight: list[int]) -> list[Sampl
             command += ["--identity", str(folder / Role.GATEWAY.value)]
             process, announced = stack.enter_context(child(command, ready, ready.with_suffix(".log")))
             ports[kind], pids[kind] = int(str(announced["port"])), process.pid
-        taken = set[int]()
-        listening = {kind: _free_port(taken) for kind in ports}
+        listening = dict(zip(ports, _free_ports(len(ports)), strict=True))
         (folder / "envoy.json").write_text(json.dumps(bootstrap(ports, listening, identities[Role.ENVOY])))
         words = envoy_command(EnvoyProcess(find_envoy(), folder / "envoy.json"))
         envoy = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=(folder / "envoy.log").open("wb"))

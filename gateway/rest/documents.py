@@ -10,6 +10,7 @@ from inference import grpc_service_pb2 as kserve
 from gateway.callers import Caller
 from gateway.kserve.questions import Questions, check_region, refuse_shared_memory
 from gateway.kserve.readiness import ServerExiting
+from gateway.openai.errors import STATUS_HEADER
 from gateway.rest.documents_codec import (
     config_document,
     document,
@@ -23,7 +24,6 @@ from gateway.rest.documents_codec import (
     tracing_request,
     unload_request,
 )
-from gateway.rest.errors import STATUS_HEADER
 from gateway.rest.types import Body, RestAsked
 from runtime.errors import Internal
 

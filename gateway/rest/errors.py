@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 
+from gateway.openai.errors import STATUS_HEADER
 from gateway.rest.types import Body
 from runtime.errors import Code, PenstockError
 
@@ -32,9 +33,6 @@ class AnswerUnusable(PenstockError, code=Code.INTERNAL, reason="REST_ANSWER_UNUS
 class AnswerCutShort(PenstockError, code=Code.UNAVAILABLE, reason="REST_ANSWER_CUT_SHORT"):
     """The worker's answer ended without its last piece."""
 
-
-STATUS_HEADER = "x-penstock-http-status"
-"""The edge makes it the HTTP status."""
 
 _BY_REASON: dict[str, int] = {
     "RATE_LIMITED": 429,
